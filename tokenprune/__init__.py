@@ -1,0 +1,35 @@
+"""Visual-token pruning for Hugging Face vision-language models."""
+
+from ._version import __version__
+from .api import (
+    losses,
+    paused,
+    stats,
+    supported,
+    track,
+    unwrap,
+    wrap,
+)
+from .config import ATPConfig
+from .io import load_heads, save_heads
+from .measure import PruneStats, draw
+from .training import calibrate, set_budget, train_only_heads
+
+__all__ = [
+    "ATPConfig",
+    "PruneStats",
+    "__version__",
+    "calibrate",
+    "draw",
+    "load_heads",
+    "losses",
+    "paused",
+    "save_heads",
+    "set_budget",
+    "stats",
+    "supported",
+    "track",
+    "train_only_heads",
+    "unwrap",
+    "wrap",
+]

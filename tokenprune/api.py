@@ -1,0 +1,209 @@
+"""The front door."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from tokenprune.adapters import Adapter, adapter_for, families
+
+from .config import ATPConfig, MethodConfig
+from .engine import ATTRIBUTE, Engine, engine_of
+from .engine.attention import register
+from .io import load_heads, read_config
+from .measure.cost import DecoderShape
+from .measure.stats import PruneStats
+from .measure.track import Tracker
+from .methods import METHODS, build
+
+__all__ = ["losses", "paused", "stats", "supported", "track", "unwrap", "wrap"]
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def wrap(model: Model, method: MethodConfig | str | Path | None = None) -> Model:
+    """Make a vision-language model drop visual tokens. The model is changed in place.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A transformers model of a supported family (`supported`), or a PEFT model around one.
+    method : MethodConfig, path or hub id, optional
+        The method's configuration, or saved heads to load. None: `ATPConfig()`.
+
+    Returns
+    -------
+    nn.Module
+        The same object.
+
+    Raises
+    ------
+    ValueError
+        If the model is wrapped already, its family or attention backend is not supported, or it
+        cannot meet the configuration. The model is then as it was.
+    FileNotFoundError
+        If there are no heads at the path or hub id.
+    """
+    if isinstance(getattr(model, ATTRIBUTE, None), Engine):
+        raise ValueError(
+            f"This {type(model).__name__} is wrapped already: call tokenprune.unwrap(model) first."
+        )
+    if hasattr(model, ATTRIBUTE):
+        raise ValueError(
+            f"This {type(model).__name__} has an attribute {ATTRIBUTE!r} of its own, which is the "
+            "name under which the pruning module is kept: rename it."
+        )
+    adapter = adapter_for(model)
+    adapter.check(model)
+    register(adapter.text_config(model)._attn_implementation or "eager")
+    heads = method if isinstance(method, str | Path) else None
+    if isinstance(method, str | Path):
+        config = read_config(method)
+    elif method is None:
+        config = ATPConfig()
+    elif isinstance(method, MethodConfig):
+        config = method
+    else:
+        raise ValueError(
+            f"method is a {type(method).__name__}: expected a configuration such as ATPConfig(), "
+            "the path or hub id of saved heads, or None."
+        )
+    config, facts = _resolve(model, adapter, config)
+    engine = Engine(build(config, **facts), adapter, config)
+    like = next(adapter.decoder_layers(model).parameters())
+    # Heads stay in float32 beside a half-precision model: thresholds are decided in it.
+    engine.to(device=like.device, dtype=torch.float32)
+    engine.train(model.training)
+    engine.attach(model)
+    if heads is not None:
+        try:
+            load_heads(model, heads)
+        except BaseException:
+            unwrap(model)
+            raise
+    return model
+
+
+def _resolve(
+    model: nn.Module, adapter: Adapter, config: MethodConfig
+) -> tuple[MethodConfig, dict[str, Any]]:
+    """Fill in the family's defaults and see that the model can meet the configuration."""
+    num_layers = len(adapter.decoder_layers(model))
+    rows, cols = adapter.grid(model)
+    visual_tokens = rows * cols
+    if not isinstance(config, ATPConfig):
+        return config, {}
+    layers = config.layers if config.layers is not None else adapter.default_layers(num_layers)
+    if layers[-1] >= num_layers - 1:
+        raise ValueError(
+            f"layers={layers}: this decoder has {num_layers} layers, so a module can follow layers "
+            f"0 to {num_layers - 2}."
+        )
+    target = config.target_tokens if config.target_tokens is not None else visual_tokens / 4
+    full = (layers[0] + 1) * visual_tokens / num_layers
+    if not full < target <= visual_tokens:
+        raise ValueError(
+            f"target_tokens={target:g}: the {layers[0] + 1} layer(s) up to the first module cost "
+            f"{full:g} of {visual_tokens} tokens of the mean over all {num_layers} layers, so the "
+            f"target must be above {full:g} and at most {visual_tokens}. Raise it, or prune "
+            "earlier."
+        )
+    grid = config.grid if config.grid is not None else (rows, cols)
+    resolved = replace(config, layers=layers, target_tokens=float(target), grid=grid)
+    return resolved, {"visual_tokens": visual_tokens}
+
+
+def unwrap(model: Model) -> Model:
+    """Make a wrapped model bit-exactly what it was, in place.
+
+    Returns
+    -------
+    nn.Module
+        The same object.
+
+    Raises
+    ------
+    ValueError
+        If the model is not wrapped.
+    """
+    engine_of(model).detach(model)
+    return model
+
+
+def paused(model: nn.Module) -> AbstractContextManager[None]:
+    """``with paused(model): ...``: no pruning inside, in this thread. Nests."""
+    return engine_of(model).paused()
+
+
+def losses(model: nn.Module) -> dict[str, Tensor]:
+    """The loss terms of this thread's last training forward, unweighted, with their gradient.
+
+    Returns
+    -------
+    dict
+        "lm", "atp", "target" and "total", the last with weights applied: what ``out.loss`` is.
+        Without labels, only the budget's terms.
+
+    Raises
+    ------
+    RuntimeError
+        If there was no training forward.
+    """
+    found = engine_of(model).latest.losses
+    if found is None:
+        raise RuntimeError(
+            "No training forward has been run in this thread: call model.train(), then the model "
+            "on a batch with images and labels."
+        )
+    return found
+
+
+def stats(model: nn.Module) -> PruneStats:
+    """What this thread's last prefill with an image kept.
+
+    Raises
+    ------
+    RuntimeError
+        If there was none.
+    """
+    engine = engine_of(model)
+    record = engine.latest.record
+    if record is None:
+        raise RuntimeError(
+            "No prompt with an image has been run in this thread: run the model first."
+        )
+    return PruneStats.from_record(record, _shape(model, engine))
+
+
+@contextmanager
+def track(model: nn.Module) -> Iterator[Tracker]:
+    """``with track(model) as run: ...``: collect every prefill inside, in all threads.
+
+    Yields
+    ------
+    Tracker
+        With ``summary()``, ``table()`` and ``to_json()``.
+    """
+    engine = engine_of(model)
+    tracker = Tracker(_shape(model, engine))
+    engine.trackers.append(tracker.add)
+    try:
+        yield tracker
+    finally:
+        engine.trackers.remove(tracker.add)
+
+
+def _shape(model: nn.Module, engine: Engine) -> DecoderShape:
+    dtype = next(engine.adapter.decoder_layers(model).parameters()).dtype
+    return DecoderShape.of(engine.adapter.text_config(model), dtype)
+
+
+def supported() -> dict[str, list[str]]:
+    """The families, by ``config.model_type``, and the methods, by name."""
+    return {"families": families(), "methods": sorted(METHODS)}

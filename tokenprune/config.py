@@ -1,0 +1,186 @@
+"""One dataclass per method: what can be asked for, checked, and JSON both ways."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+__all__ = ["ATPConfig", "MethodConfig"]
+
+
+def _require(ok: bool, name: str, given: object, expected: str) -> None:
+    if not ok:
+        raise ValueError(f"{name}={given!r}: expected {expected}.")
+
+
+def _one_of(name: str, given: str, allowed: tuple[str, ...]) -> None:
+    _require(given in allowed, name, given, "one of " + ", ".join(map(repr, allowed)))
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """What every method's configuration has."""
+
+    method: ClassVar[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dictionary of JSON types, with the method's name under ``"method"``."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+        return {"method": self.method, **plain}
+
+    def to_json(self) -> str:
+        """The dictionary as JSON text."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> MethodConfig:
+        """The configuration that `to_dict` wrote.
+
+        Keys that this release does not know warn and are left out: they come from a newer one.
+
+        Raises
+        ------
+        ValueError
+            If the dictionary names another method.
+        """
+        values = dict(values)
+        name = values.pop("method", cls.method)
+        _require(name == cls.method, "method", name, repr(cls.method))
+        known = {f.name for f in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - known):
+            warnings.warn(
+                f"{cls.__name__} does not know {unknown}: written by a newer tokenprune? Left out.",
+                stacklevel=2,
+            )
+        kept = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
+        return cls(**kept)
+
+    @classmethod
+    def from_json(cls, text: str) -> MethodConfig:
+        """The configuration that `to_json` wrote."""
+        return cls.from_dict(json.loads(text))
+
+
+@dataclass(frozen=True)
+class ATPConfig(MethodConfig):
+    """ATP: adaptive token pruning (ATP-LLaVA, arXiv 2412.00447).
+
+    The paper fixes some of this; what it leaves open is an option here, and the default is what
+    measured best on the small model of ``benchmarks/digits_vqa`` (see ``docs/options.md``).
+
+    Parameters
+    ----------
+    layers : tuple of int, optional
+        Decoder layers, counted from 0, after which a module decides. None: the family's default,
+        the paper's 3, 13, 23 of 32 layers or the same places in proportion.
+    target_tokens : float, optional
+        Mean number of visual tokens per image over *all* decoder layers that training aims at.
+        None: a quarter of an image's tokens (the paper's 144 of 576).
+    normalisation : {"share", "minmax", "none"}
+        How raw attention becomes a score. ``share``: x = n·s, x / (1 + x), so that uniform
+        attention over n tokens is 0.5. ``minmax``: each row's scores stretched to [0, 1].
+    averaging : {"visible", "all"}
+        Over which visual queries the self score is averaged: those that can see the token, or all.
+    sources : tuple of {"self", "cross"}
+        Which of the two score maps make the redundant score (their mean).
+    prunings : tuple of {"redundant", "spatial"}
+        Which of the two masks keep a token.
+    strides : tuple of int
+        The ladder of uniform grids; stride s samples at rate 1/s².
+    sample_weight : float
+        λ_sample of the spatial score 1 − R·λ_sample.
+    hidden : int
+        Width of the threshold heads.
+    grid : tuple of int, optional
+        Rows and columns on which the heads read the score maps. None: the family's own grid.
+    start_redundant, start_spatial : float
+        Where the thresholds start, before the sigmoid.
+    temperature : float
+        T of the soft masks σ((S − θ)·T).
+    training : {"soft", "straight_through"}
+        What training computes on: the soft mask, or the hard one with the soft one's gradient.
+    floor : float
+        Least value that a mask has as a factor on attention, in (0, 1).
+    atp_weight, target_weight : float
+        λ_atp and λ_target.
+    target_unit : {"share", "tokens"}
+        Whether the target loss |N − N_target| is divided by the number of visual tokens.
+
+    Raises
+    ------
+    ValueError
+        If a value is outside what is allowed; it names the value and what was expected.
+    """
+
+    method: ClassVar[str] = "atp"
+
+    layers: tuple[int, ...] | None = None
+    target_tokens: float | None = None
+    normalisation: str = "share"
+    averaging: str = "visible"
+    sources: tuple[str, ...] = ("self", "cross")
+    prunings: tuple[str, ...] = ("redundant", "spatial")
+    strides: tuple[int, ...] = (2, 3, 4, 6)
+    sample_weight: float = 3.0
+    hidden: int = 64
+    grid: tuple[int, int] | None = None
+    start_redundant: float = 0.3
+    start_spatial: float = 3.0
+    temperature: float = 20.0
+    training: str = "straight_through"
+    floor: float = 1e-4
+    atp_weight: float = 0.01
+    target_weight: float = 4.0
+    target_unit: str = "share"
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        if self.layers is not None:
+            layers = tuple(self.layers)
+            whole = all(isinstance(n, int) and n >= 0 for n in layers)
+            rising = all(a < b for a, b in zip(layers, layers[1:], strict=False))
+            _require(
+                bool(layers) and whole and rising, "layers", layers, "rising whole numbers from 0"
+            )
+            object.__setattr__(self, "layers", layers)
+        if self.target_tokens is not None:
+            _require(self.target_tokens > 0, "target_tokens", self.target_tokens, "more than 0")
+        _one_of("normalisation", self.normalisation, ("share", "minmax", "none"))
+        _one_of("averaging", self.averaging, ("visible", "all"))
+        _one_of("training", self.training, ("soft", "straight_through"))
+        _one_of("target_unit", self.target_unit, ("share", "tokens"))
+        for name, allowed in (
+            ("sources", ("self", "cross")),
+            ("prunings", ("redundant", "spatial")),
+        ):
+            given = tuple(getattr(self, name))
+            ok = bool(given) and set(given) <= set(allowed) and len(set(given)) == len(given)
+            _require(ok, name, given, f"one or both of {allowed}")
+            object.__setattr__(self, name, given)
+        strides = tuple(self.strides)
+        _require(
+            bool(strides) and all(isinstance(s, int) and s > 1 for s in strides),
+            "strides",
+            strides,
+            "whole numbers above 1",
+        )
+        object.__setattr__(self, "strides", strides)
+        _require(
+            0 < self.sample_weight < min(strides) ** 2,
+            "sample_weight",
+            self.sample_weight,
+            f"between 0 and {min(strides) ** 2}, or the densest grid's score is not positive",
+        )
+        if self.grid is not None:
+            grid = tuple(self.grid)
+            _require(len(grid) == 2 and min(grid) > 0, "grid", grid, "two numbers above 0")
+            object.__setattr__(self, "grid", grid)
+        _require(self.hidden > 0, "hidden", self.hidden, "more than 0")
+        _require(self.temperature > 0, "temperature", self.temperature, "more than 0")
+        _require(0 < self.floor < 1, "floor", self.floor, "between 0 and 1")
+        for name in ("atp_weight", "target_weight"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")

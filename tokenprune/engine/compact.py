@@ -1,0 +1,89 @@
+"""Survivors to the front: which positions stay, and how they go out and come back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor
+
+__all__ = ["Survivors", "gather_hidden", "gather_positions", "scatter_hidden", "survivors"]
+
+
+@dataclass(frozen=True)
+class Survivors:
+    """The positions that stay, in order, shorter rows padded at their end.
+
+    Padding at the end needs no mask under a causal decoder: no survivor can see it.
+
+    Attributes
+    ----------
+    index : int64, (batch, slots)
+        Position of each survivor. A padding slot repeats the row's first survivor.
+    valid : bool, (batch, slots), optional
+        False at padding slots. None: there are none.
+    """
+
+    index: Tensor
+    valid: Tensor | None
+
+    def then(self, later: Survivors) -> Survivors:
+        """These survivors, of whom `later` names those that survive once more."""
+        return Survivors(self.index.gather(1, later.index), later.valid)
+
+
+def survivors(alive: Tensor, slots: int, ragged: bool) -> Survivors:
+    """The True positions of `alive`.
+
+    Parameters
+    ----------
+    alive : bool, (batch, length)
+    slots : int
+        The longest row's count.
+    ragged : bool
+        Whether any row has fewer.
+    """
+    order = (~alive).byte().argsort(dim=1, stable=True)[:, :slots]
+    if not ragged:
+        return Survivors(order, None)
+    valid = torch.arange(slots, device=alive.device) < alive.sum(dim=1, keepdim=True)
+    return Survivors(torch.where(valid, order, order[:, :1]), valid)
+
+
+def gather_hidden(hidden: Tensor, index: Tensor) -> Tensor:
+    """Hidden states at `index`: (batch, length, width) → (batch, slots, width)."""
+    return hidden.gather(1, repeat(index, "b s -> b s d", d=hidden.shape[-1]))
+
+
+def scatter_hidden(hidden: Tensor, kept: Survivors, length: int) -> Tensor:
+    """Hidden states back at their places, zeros elsewhere: (batch, length, width)."""
+    batch, _, width = hidden.shape
+    index = kept.index
+    if kept.valid is not None:
+        # Padding slots go to one place past the end, which is cut off.
+        index = torch.where(kept.valid, index, length)
+    full = hidden.new_zeros(batch, length + (kept.valid is not None), width)
+    return full.scatter(1, repeat(index, "b s -> b s d", d=width), hidden)[:, :length]
+
+
+def gather_positions(values: Tensor, index: Tensor, axis: int) -> Tensor:
+    """Positions, or their embeddings, of the survivors.
+
+    Parameters
+    ----------
+    values : Tensor
+        The sequence stands at `axis` (-1: position ids, -2: embeddings), the batch right before
+        it with 1 or batch entries; M-RoPE has one more axis in front.
+    index : int64, (batch, slots)
+    """
+    batch = index.shape[0]
+    sequence_last = values if axis == -1 else rearrange(values, "... l d -> ... d l")
+    batch_axis = values.ndim + axis - 1
+    shape = list(sequence_last.shape)
+    shape[batch_axis] = batch
+    picks = index.reshape(
+        *(1,) * batch_axis, batch, *(1,) * (values.ndim - batch_axis - 2), index.shape[1]
+    )
+    taken = sequence_last.expand(shape).gather(-1, picks.expand(*shape[:-1], index.shape[1]))
+    return taken if axis == -1 else rearrange(taken, "... d l -> ... l d")

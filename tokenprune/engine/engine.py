@@ -1,0 +1,251 @@
+"""The hooks: what happens around the model, its core and its decoder layers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from ..config import MethodConfig
+from ..methods.base import Method
+from . import frames, recompute
+from .attention import backend_of, register
+from .frames import Frame
+from .latest import Latest
+from .record import Record
+from .run import Run
+
+if TYPE_CHECKING:
+    from tokenprune.adapters.base import Adapter
+
+__all__ = ["ATTRIBUTE", "Engine", "engine_of"]
+
+# The submodule's name on a wrapped model, so the prefix of its parameters in a state dict.
+ATTRIBUTE = "tokenprune"
+
+
+def engine_of(model: nn.Module) -> Engine:
+    """The engine of a wrapped model.
+
+    Raises
+    ------
+    ValueError
+        If the model is not wrapped.
+    """
+    engine = getattr(model, ATTRIBUTE, None)
+    if not isinstance(engine, Engine):
+        raise ValueError(
+            f"This {type(model).__name__} is not wrapped: call tokenprune.wrap(model) first."
+        )
+    return engine
+
+
+class Engine(nn.Module):
+    """A method at work in a model. A submodule of the model, so its parameters move with it.
+
+    Parameters
+    ----------
+    method : Method
+    adapter : Adapter
+    config : MethodConfig
+        What the method was built from, defaults filled in.
+    """
+
+    def __init__(self, method: Method, adapter: Adapter, config: MethodConfig) -> None:
+        super().__init__()
+        self.method = method
+        self.adapter = adapter
+        self.config = config
+        self.num_layers = 0
+        self.attention = ""
+        self.latest = Latest()
+        self.trackers: list[Callable[[Record], None]] = []
+        self.required_grad: dict[str, bool] | None = None
+        self._handles: list[RemovableHandle] = []
+        self._signatures: dict[str, inspect.Signature] = {}
+
+    # -- on and off ----------------------------------------------------------------------------
+
+    def attach(self, model: nn.Module) -> None:
+        """Put the hooks on, and the attention backend into the text configuration."""
+        core = self.adapter.core(model)
+        layers = self.adapter.decoder_layers(model)
+        text_config = self.adapter.text_config(model)
+        self.num_layers = len(layers)
+        self.attention = register(text_config._attn_implementation or "eager")
+        self._causal = getattr(text_config, "sliding_window", None) is None
+        self._signatures = {
+            "top": inspect.signature(model.forward),
+            "core": inspect.signature(core.forward),
+        }
+        text_config._attn_implementation = self.attention
+        model.add_module(ATTRIBUTE, self)
+
+        def before(module: nn.Module, hook: Callable[..., Any]) -> None:
+            self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+
+        def after(module: nn.Module, hook: Callable[..., Any], always: bool = False) -> None:
+            # Ours first: whoever collects hidden states sees what the next layer gets.
+            self._handles.append(
+                module.register_forward_hook(
+                    hook, prepend=True, with_kwargs=True, always_call=always
+                )
+            )
+
+        before(model, self._before_model)
+        after(model, self._after_model, always=True)
+        before(core, self._before_core)
+        after(core, self._after_core, always=True)
+        for n, layer in enumerate(layers):
+            before(layer, partial(self._before_layer, n))
+        for module, n in enumerate(self.method.layers):
+            after(layers[n], partial(self._after_layer, module, n))
+        after(layers[-1], self._after_last_layer)
+
+    def detach(self, model: nn.Module) -> None:
+        """Take everything back that `attach` did."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self.adapter.text_config(model)._attn_implementation = backend_of(self.attention)
+        delattr(model, ATTRIBUTE)
+        if self.required_grad is not None:
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(self.required_grad.get(name, parameter.requires_grad))
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """No pruning inside, in this thread."""
+        frames.pause(self)
+        try:
+            yield
+        finally:
+            frames.resume(self)
+
+    # -- around the model ----------------------------------------------------------------------
+
+    def _arguments(self, which: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict:
+        try:
+            bound = self._signatures[which].bind_partial(*args, **kwargs).arguments
+        except TypeError:
+            return kwargs  # the call is wrong: let forward itself say so
+        return {**bound, **bound.get("kwargs", {})}
+
+    def _before_model(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        frames.pop(self)  # an interrupt may have left one
+        frames.push(Frame(self, labels=self._arguments("top", args, kwargs).get("labels")))
+
+    def _after_model(self, _: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        frame = frames.top(self)
+        frames.pop(self)
+        if output is None or frame is None or frame.run is None or not frame.run.counts:
+            return None
+        run = frame.run
+        terms = self.method.losses(run.trace())
+        extra = sum((value * weight for value, weight in terms.values()), torch.zeros(()))
+        losses = {name: value for name, (value, _) in terms.items()}
+        has_loss = frame.labels is not None
+        if has_loss:
+            lm = output[0]
+            total = lm + extra.to(lm.device, lm.dtype)
+            losses = {"lm": lm, **losses, "total": total}
+            if isinstance(output, tuple):
+                output = (total, *output[1:])
+            else:
+                output["loss"] = total
+        self.latest.losses = losses
+        return output if has_loss else None
+
+    def _before_core(self, core: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs = self._arguments("core", args, kwargs)
+        frame = frames.top(self)
+        if frame is None or frame.run is not None:  # the core is called on its own
+            frame = Frame(self)
+            frames.push(frame)
+        layout = None if frames.is_paused(self) else self.adapter.locate(core, inputs)
+        soft = self.training and torch.is_grad_enabled() and self.method.trainable
+        frame.run = Run(
+            method=self.method,
+            num_layers=self.num_layers,
+            attention=self.attention,
+            layout=layout,
+            attention_mask=inputs.get("attention_mask"),
+            labels=frame.labels,
+            soft=soft,
+            causal=self._causal,
+        )
+
+    def _after_core(self, core: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        frame = frames.top(self)
+        run = None if frame is None else frame.run
+        if frame is None or run is None:
+            return None
+        run.close()
+        if output is None:
+            frame.run = None
+            return None
+        record = run.record()
+        if record is not None:
+            self.latest.record = record
+            for tracker in list(self.trackers):
+                tracker(record)
+        hidden_states = getattr(output, "hidden_states", None)
+        if hidden_states is not None and run.stage_after:
+            output["hidden_states"] = run.full_length(hidden_states)
+        return output
+
+    # -- around the layers ---------------------------------------------------------------------
+
+    def _run(self) -> Run | None:
+        frame = frames.top(self)
+        run = None if frame is None else frame.run
+        return None if run is None or run.closed else run
+
+    def _before_layer(
+        self, layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        run = self._run()
+        if run is None:
+            return recompute.mask_again(layer, args, kwargs)
+        if layer == 0:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            run.enter_first_layer(hidden, kwargs.get("past_key_values"))
+            if run.soft:
+                recompute.check(module)
+                recompute.remember(run.replay, kwargs)
+        with recompute.kept_tensors():
+            changed = run.adapt(layer, kwargs)
+        return None if changed is kwargs else (args, changed)
+
+    def _after_layer(
+        self, index: int, layer: int, module: nn.Module, args: Any, kwargs: Any, output: Any
+    ) -> Any:
+        run = self._run()
+        if run is None or run.stage is None:
+            return None
+        hidden = _hidden(output)
+        with recompute.kept_tensors():
+            changed = run.decide(index, layer, hidden)
+        return None if changed is hidden else _with_hidden(output, changed)
+
+    def _after_last_layer(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        run = self._run()
+        if run is None:
+            return None
+        hidden = _hidden(output)
+        full = run.leave_last_layer(hidden)
+        return None if full is hidden else _with_hidden(output, full)
+
+
+def _hidden(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _with_hidden(output: Any, hidden: Tensor) -> Any:
+    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden

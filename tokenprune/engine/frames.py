@@ -1,0 +1,82 @@
+"""What is running now, in this thread: frames on a stack, never on the model."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .engine import Engine
+    from .run import Run
+
+__all__ = ["Frame", "current_run", "is_paused", "pause", "pop", "push", "resume", "top"]
+
+
+@dataclass
+class Frame:
+    """One call of a wrapped model, or of its core alone.
+
+    Attributes
+    ----------
+    engine : Engine
+        Whose call it is.
+    labels : int64, (batch, length), optional
+        What the top-level model was given.
+    run : Run, optional
+        The forward pass of the core inside this call.
+    """
+
+    engine: Engine
+    labels: Tensor | None = None
+    run: Run | None = field(default=None)
+
+
+# A context variable: each thread and each task has its own.
+_STACK: ContextVar[tuple[Frame, ...]] = ContextVar("tokenprune_frames", default=())
+_PAUSED: ContextVar[tuple[Engine, ...]] = ContextVar("tokenprune_paused", default=())
+
+
+def push(frame: Frame) -> None:
+    """Begin a call."""
+    _STACK.set((*_STACK.get(), frame))
+
+
+def pop(engine: Engine) -> None:
+    """End the engine's newest call and all that an interrupt left above it."""
+    stack = _STACK.get()
+    for depth in reversed(range(len(stack))):
+        if stack[depth].engine is engine:
+            _STACK.set(stack[:depth])
+            return
+
+
+def top(engine: Engine) -> Frame | None:
+    """The running call, if it is this engine's."""
+    stack = _STACK.get()
+    return stack[-1] if stack and stack[-1].engine is engine else None
+
+
+def current_run() -> Run | None:
+    """The forward pass that is running now."""
+    stack = _STACK.get()
+    return stack[-1].run if stack else None
+
+
+def pause(engine: Engine) -> None:
+    """Stop pruning in this thread. Nests."""
+    _PAUSED.set((*_PAUSED.get(), engine))
+
+
+def resume(engine: Engine) -> None:
+    """Undo one `pause`."""
+    paused = list(_PAUSED.get())
+    paused.remove(engine)
+    _PAUSED.set(tuple(paused))
+
+
+def is_paused(engine: Engine) -> bool:
+    """Whether this thread has paused the engine."""
+    return any(e is engine for e in _PAUSED.get())

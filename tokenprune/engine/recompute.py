@@ -1,0 +1,69 @@
+"""Gradient checkpointing: the layers run a second time in the backward pass.
+
+In some releases of transformers the checkpoint is around the layer's call, hooks included; in
+others around its forward only. Where hooks run again, the pass they belonged to is over, and they
+must give the layer the mask that it had the first time.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+__all__ = ["check", "kept_tensors", "mask_again", "remember"]
+
+# Position embeddings of a pass → its mask at each layer. The recomputation is given the very same
+# embeddings, and nothing else that it is given tells one pass from another.
+_MASKS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def check(layer: nn.Module) -> None:
+    """Refuse the checkpointing that cannot carry the masks' gradient.
+
+    Raises
+    ------
+    ValueError
+        If the layer is checkpointed with ``use_reentrant=True``.
+    """
+    if not (getattr(layer, "gradient_checkpointing", False) and layer.training):
+        return
+    function = getattr(layer, "_gradient_checkpointing_func", None)
+    if getattr(function, "keywords", {}).get("use_reentrant", True) is not False:
+        raise ValueError(
+            "Gradient checkpointing with use_reentrant=True loses the gradient of the masks: call "
+            'model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": '
+            "False})."
+        )
+
+
+def remember(masks: dict[int, Tensor], kwargs: dict[str, Any]) -> None:
+    """Note where a pass will put its masks."""
+    embeddings = kwargs.get("position_embeddings")
+    if embeddings is not None:
+        _MASKS[embeddings[0]] = masks
+
+
+def mask_again(
+    layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """In a recomputation, the arguments with the mask of the first time; else None."""
+    embeddings = kwargs.get("position_embeddings")
+    if embeddings is None or not _MASKS:
+        return None
+    masks = _MASKS.get(embeddings[0])
+    if masks is None or layer not in masks:
+        return None
+    return args, {**kwargs, "attention_mask": masks[layer]}
+
+
+def kept_tensors() -> AbstractContextManager[Any]:
+    """What our hooks save for the backward pass is theirs to keep, not the checkpoint's to redo."""
+    return torch.autograd.graph.saved_tensors_hooks(_same, _same)
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor

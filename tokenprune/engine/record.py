@@ -1,0 +1,77 @@
+"""What a forward pass did, kept on the device until somebody asks for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..layout import VisualLayout
+from .compact import Survivors
+
+__all__ = ["Decision", "Record"]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What one module decided.
+
+    Attributes
+    ----------
+    layer : int
+        The decoder layer it follows.
+    kept : Survivors or bool Tensor (batch, length), optional
+        The tokens that the next layer computes on. None: the module dropped nothing.
+    thresholds : float32, (batch, n), optional
+    """
+
+    layer: int
+    kept: Survivors | Tensor | None
+    thresholds: Tensor | None
+
+    def alive(self, before: Tensor) -> Tensor:
+        """Which positions are alive after it: bool, (batch, length), as `before` is."""
+        if self.kept is None:
+            return before
+        if isinstance(self.kept, Tensor):
+            return self.kept
+        valid = self.kept.valid
+        if valid is None:
+            valid = torch.ones_like(self.kept.index, dtype=torch.bool)
+        # A padding slot repeats a survivor's index, so it must not write: amax, not assignment.
+        marks = torch.zeros_like(before, dtype=torch.uint8)
+        marks = marks.scatter_reduce(1, self.kept.index, valid.byte(), "amax")
+        return marks.bool()
+
+
+@dataclass(frozen=True)
+class Record:
+    """One pass with visual tokens.
+
+    Attributes
+    ----------
+    layout : VisualLayout, (batch, length)
+    present : bool, (batch, length), optional
+        False at padding. None: there is none.
+    decisions : tuple of Decision
+    num_layers : int
+    """
+
+    layout: VisualLayout
+    present: Tensor | None
+    decisions: tuple[Decision, ...]
+    num_layers: int
+
+    def alive(self) -> Tensor:
+        """Which positions each layer computes on, padding left out: bool, (layers, batch, length)."""
+        now = self.present
+        if now is None:
+            now = torch.ones_like(self.layout.mask)
+        layers = []
+        decisions = {d.layer: d for d in self.decisions}
+        for layer in range(self.num_layers):
+            layers.append(now)
+            if layer in decisions:
+                now = decisions[layer].alive(now) & now
+        return torch.stack(layers)

@@ -1,0 +1,419 @@
+"""One forward pass of a wrapped core: the state that lives from its start to its end."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..kernels import attention_received
+from ..layout import VisualLayout
+from ..methods.base import Context, Method, Received, Selection, Trace
+from . import keys as cache_keys
+from .attention import backend_of
+from .caches import check_supported
+from .compact import Survivors, gather_hidden, gather_positions, scatter_hidden, survivors
+from .masks import causal_float, decode_mask, select_mask, soften, to_4d
+from .record import Decision, Record
+
+__all__ = ["Run", "Stage"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The tokens that the layers between two modules compute on.
+
+    Attributes
+    ----------
+    kept : Survivors, optional
+        Which of the pass's positions they are. None: all.
+    layout : VisualLayout
+    prompt : bool, (batch, tokens)
+        Text that may speak in a score.
+    present : bool, (batch, tokens), optional
+        False at padding. None: no padding.
+    """
+
+    kept: Survivors | None
+    layout: VisualLayout
+    prompt: Tensor
+    present: Tensor | None
+
+
+class Run:
+    """The state of one forward pass of the core.
+
+    Parameters
+    ----------
+    method : Method
+    num_layers : int
+        Decoder layers.
+    attention : str
+        The registered name of the attention backend.
+    layout : VisualLayout, optional
+        None: nothing to prune in this pass (no image, paused, or decoding).
+    attention_mask : (batch, seen) or 4-D, optional
+        As the core was given it.
+    labels : int64, (batch, length), optional
+        Positions other than -100 are answers: they never speak in a score.
+    soft : bool
+        Soften the tokens instead of dropping them.
+    causal : bool
+        Whether the decoder's own rule is causal and nothing else (no sliding window).
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        num_layers: int,
+        attention: str,
+        layout: VisualLayout | None,
+        attention_mask: Tensor | None,
+        labels: Tensor | None,
+        soft: bool,
+        causal: bool,
+    ) -> None:
+        self.method = method
+        self.num_layers = num_layers
+        self.backend = backend_of(attention)
+        self.soft = soft
+        self.closed = False
+        self.past = 0
+        self.length = 0
+        self.cache: Any = None
+        self.old_keys: dict[int, cache_keys.LayerKeys] = {}
+        self.new_keys: dict[int, cache_keys.LayerKeys] = {}
+        self.stage: Stage | None = None
+        self.decisions: list[Decision] = []
+        self.counts: list[Tensor] = []
+        self.weight: Tensor | None = None
+        self.replay: dict[int, Tensor] = {}
+        self.stage_after: dict[int, tuple[Any, Stage, Stage]] = {}
+        self._received: dict[int, dict[str, Received]] = {}
+        self._memo: dict[tuple[Any, ...], tuple[Any, Any]] = {}
+        # The rule of the tokens' order is causal and nothing else: a 2-D mask only says padding.
+        self.plain = causal and (attention_mask is None or attention_mask.ndim == 2)
+        self.present: Tensor | None = None
+        self.layout = layout
+        if layout is not None:
+            self._begin(layout, attention_mask, labels)
+
+    def _begin(
+        self, layout: VisualLayout, attention_mask: Tensor | None, labels: Tensor | None
+    ) -> None:
+        shape = layout.mask.shape
+        if attention_mask is not None and attention_mask.ndim == 2:
+            self.present = attention_mask[:, -shape[1] :].bool().to(layout.mask.device)
+            layout = replace(layout, mask=layout.mask & self.present)
+        prompt = ~layout.mask
+        if self.present is not None:
+            prompt = prompt & self.present
+        if labels is not None and labels.shape == shape:
+            prompt = prompt & (labels.to(prompt.device) == -100)
+        self.layout = layout
+        self.stage = Stage(None, layout, prompt, self.present)
+        self.weight = layout.mask.float()
+        self.visual_tokens = layout.counts()
+
+    # -- before a layer ------------------------------------------------------------------------
+
+    def enter_first_layer(self, hidden: Tensor, cache: Any) -> None:
+        """Look at the cache before anything is written to it."""
+        self.length = hidden.shape[1]
+        self.cache = cache
+        self.past = 0 if cache is None else int(cache.get_seq_length())
+        self.old_keys = cache_keys.load(cache, self.past)
+        self.new_keys = dict(self.old_keys)
+        if self.old_keys:
+            cache_keys.check_cache(cache, self.old_keys, self.past, hidden.shape[0])
+        elif cache is not None:
+            cache_keys.forget(cache)  # emptied since, and used again
+        if self.layout is None:
+            return
+        if self.layout.mask.shape != hidden.shape[:2]:
+            raise RuntimeError(
+                f"The decoder runs on {tuple(hidden.shape[:2])} tokens, but the inputs locate "
+                f"visual tokens among {tuple(self.layout.mask.shape)}: the decoder was called with "
+                "something other than the core's inputs."
+            )
+        if self.soft and self.past:
+            raise ValueError(
+                f"Training on a key-value cache of {self.past} positions is not defined for "
+                "softened tokens: give the whole sequence in one forward, or call model.eval()."
+            )
+        if cache is not None and not self.soft:
+            check_supported(cache, self.num_layers)
+
+    def adapt(self, layer: int, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What a layer is given: this stage's mask and positions."""
+        kept = None if self.stage is None else self.stage.kept
+        given = kwargs.get("attention_mask")
+        softened = self.soft and bool(self.decisions)
+        if kept is None and layer not in self.old_keys and not softened:
+            return kwargs
+        kwargs = dict(kwargs)
+        if softened:
+            dtype = self._float_dtype(kwargs)
+            mask = self._remember(("soft", id(given)), given, lambda: self._softened(given, dtype))
+            self.replay[layer] = mask
+        else:
+            mask = self._remember(
+                ("mask", id(given), id(self.old_keys.get(layer))),
+                given,
+                lambda: self._selected(given, layer, kwargs),
+            )
+        kwargs["attention_mask"] = mask
+        if kept is not None:
+            for name, axis in (("position_embeddings", -2), ("position_ids", -1)):
+                value = kwargs.get(name)
+                if value is not None:
+                    kwargs[name] = self._remember(
+                        (name, id(value)), value, _gatherer(value, kept.index, axis)
+                    )
+        return kwargs
+
+    def _remember(self, key: tuple[Any, ...], source: Any, make: Callable[[], Any]) -> Any:
+        """Make once per stage. The source is held, so that its id stays its own."""
+        if key not in self._memo:
+            self._memo[key] = (source, make())
+        return self._memo[key][1]
+
+    def _float_dtype(self, kwargs: Mapping[str, Any]) -> torch.dtype:
+        return kwargs["position_embeddings"][0].dtype
+
+    def _softened(self, given: Tensor | None, dtype: torch.dtype) -> Tensor:
+        assert self.weight is not None and self.layout is not None
+        if self.backend.startswith("flash"):
+            raise ValueError(
+                "flash_attention_2 takes no additive mask, which training the heads needs: load "
+                'the model with attn_implementation="sdpa" to train, and with flash attention to '
+                "run."
+            )
+        factor = torch.where(self.layout.mask, self.weight, 1.0)
+        return soften(given, factor, self.method.floor, dtype)
+
+    def _selected(self, given: Tensor | None, layer: int, kwargs: Mapping[str, Any]) -> Any:
+        """The mask over the keys this layer really has."""
+        kept = None if self.stage is None else self.stage.kept
+        held = self.old_keys.get(layer)
+        if self.past == 0 and self.plain:
+            assert kept is not None
+            # Survivors stand in order with padding behind them: plain causal attention is right.
+            if self.backend != "eager":
+                return None
+            dtype = self._float_dtype(kwargs)
+            return causal_float(kept.index.shape[1], dtype, kept.index.device)
+        if given is None:
+            # One new token that sees all there is, or flash attention, causal by itself.
+            valid = None if held is None else held.valid
+            if valid is None:
+                return None
+            queries = self.length if kept is None else kept.index.shape[1]
+            mask = decode_mask(valid, self.cache.get_seq_length(layer) + queries)
+            return mask if self.backend.startswith("flash") else mask[:, None, None, :]
+        like = kept.index if kept is not None else held.index  # type: ignore[union-attr]
+        rows = None if kept is None else kept.index
+        rows_valid = None if kept is None else kept.valid
+        index, valid = cache_keys.columns(held, self.past, like)
+        every = torch.arange(self.length, device=like.device).expand(like.shape[0], -1)
+        fresh = every if rows is None else rows
+        if valid is not None or rows_valid is not None:
+            parts = [
+                torch.ones_like(i, dtype=torch.bool) if v is None else v
+                for i, v in ((index, valid), (fresh, rows_valid))
+            ]
+            valid = torch.cat(parts, dim=1)
+        index = torch.cat([index, fresh + self.past], dim=1)
+        return select_mask(given, index, valid, rows, rows_valid)
+
+    # -- inside a layer ------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def observe(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        mask: Tensor | None,
+        scaling: float | None,
+    ) -> None:
+        """Compute what the method asked of this layer's attention, if it did."""
+        layer = getattr(module, "layer_idx", None)
+        if self.stage is None or self.closed or layer not in self.method.layers:
+            return
+        if not self.method.needs:
+            return
+        assert self.weight is not None
+        groups = {"visual": self._here(self.weight), "prompt": self.stage.prompt.float()}
+        names = sorted(self.method.needs)
+        weights = torch.stack([groups[name] for name in names], dim=1).detach()
+        mask = to_4d(mask, query.shape[2], key.shape[2])
+        total, seen_by = attention_received(query, key, weights, mask, scaling)
+        own = query.shape[2]  # of the keys, the last are this pass's own tokens
+        queries = weights.sum(dim=2)
+        self._received[layer] = {
+            name: Received(total[:, n, -own:], seen_by[:, n, -own:], queries[:, n])
+            for n, name in enumerate(names)
+        }
+
+    def _here(self, weight: Tensor) -> Tensor:
+        """A weight over the pass's positions, read at this stage's tokens."""
+        assert self.stage is not None
+        kept = self.stage.kept
+        if kept is None:
+            return weight
+        return weight.gather(1, kept.index) * self.stage.layout.mask
+
+    # -- after a layer -------------------------------------------------------------------------
+
+    def decide(self, module: int, layer: int, hidden: Tensor) -> Tensor:
+        """Let the method decide after a layer, and act on it."""
+        stage = self.stage
+        if stage is None or self.weight is None:
+            return hidden
+        received = self._received.pop(layer, {})
+        if self.method.needs and not received:
+            raise RuntimeError(
+                f"The attention of decoder layer {layer} was not seen: its attention "
+                "implementation was changed after tokenprune.wrap. Call tokenprune.unwrap(model), "
+                "change it, and wrap again."
+            )
+        context = Context(
+            module=module,
+            layer=layer,
+            layout=stage.layout,
+            weight=self._here(self.weight).detach(),
+            prompt=stage.prompt,
+            received=received,
+            hidden_states=hidden,
+        )
+        # Autocast would run the thresholds in half precision.
+        with torch.autocast(hidden.device.type, enabled=False):
+            selection = self.method.select(context)
+        if self.soft:
+            self._soften(layer, stage, selection)
+            return hidden
+        return self._drop(layer, stage, selection, hidden)
+
+    def _soften(self, layer: int, stage: Stage, selection: Selection) -> None:
+        assert self.weight is not None and selection.mask is not None
+        # Out of place: earlier masks are in the graph.
+        self.weight = self.weight * torch.where(stage.layout.mask, selection.mask, 0.0)
+        self._memo.clear()
+        self.counts.append(self.weight.sum(dim=1))
+        alive = selection.keep | ~stage.layout.mask
+        if self.decisions:
+            alive = alive & self.decisions[-1].alive(alive)
+        self.decisions.append(Decision(layer, alive, selection.thresholds))
+
+    def _drop(self, layer: int, stage: Stage, selection: Selection, hidden: Tensor) -> Tensor:
+        visual = stage.layout.mask
+        present = visual.new_ones(visual.shape) if stage.present is None else stage.present
+        # Logits of the next token are read at the last position: it stays, whatever it is.
+        last = (torch.arange(visual.shape[1], device=visual.device) * present).argmax(1)
+        alive = present & (selection.keep | ~visual)
+        alive = alive.scatter(1, last[:, None], True)
+        counts = alive.sum(dim=1)
+        dropped = (present & ~alive).any()
+        bad = dropped.new_zeros(()) if selection.scores is None else _any_nan(selection, visual)
+        # The one transfer to the host that dropping needs.
+        facts = torch.stack([counts.amax(), counts.amin(), dropped.long(), bad.long()]).tolist()
+        most, fewest, any_dropped, any_bad = facts
+        if any_bad:
+            raise FloatingPointError(
+                f"The scores after decoder layer {layer} are NaN: the model's hidden states are "
+                "NaN or overflow in this precision. Try bfloat16 or float32."
+            )
+        if not any_dropped:
+            self.decisions.append(Decision(layer, None, selection.thresholds))
+            return hidden
+        kept = survivors(alive, most, ragged=most != fewest)
+        every = kept if stage.kept is None else stage.kept.then(kept)
+        prompt = stage.prompt.gather(1, kept.index)
+        if kept.valid is not None:
+            prompt = prompt & kept.valid
+        layout = stage.layout.gather(kept.index, kept.valid)
+        after = Stage(every, layout, prompt, kept.valid)
+        gathered = gather_hidden(hidden, kept.index)
+        self.stage = after
+        self._memo.clear()
+        self.decisions.append(Decision(layer, every, selection.thresholds))
+        self.stage_after[layer] = (weakref.ref(hidden), stage, after)
+        self._note_keys(layer, every)
+        return gathered
+
+    def _note_keys(self, layer: int, kept: Survivors) -> None:
+        """Note on the cache which keys the layers after `layer` are about to get."""
+        if self.cache is None:
+            return
+        made: dict[int, cache_keys.LayerKeys] = {}  # layers that held the same share the answer
+        for later in range(layer + 1, self.num_layers):
+            held = self.old_keys.get(later)
+            if id(held) not in made:
+                made[id(held)] = cache_keys.extend(
+                    held, self.past, kept.index, kept.valid, self.length
+                )
+            self.new_keys[later] = made[id(held)]
+        cache_keys.store(self.cache, self.new_keys)
+
+    def close(self) -> None:
+        """The pass is over. What runs now, runs again for a backward pass."""
+        self.closed = True
+
+    # -- at the end ----------------------------------------------------------------------------
+
+    def leave_last_layer(self, hidden: Tensor) -> Tensor:
+        """Hidden states at full length again, zeros where tokens were dropped."""
+        if self.stage is None or self.stage.kept is None:
+            return hidden
+        return scatter_hidden(hidden, self.stage.kept, self.length)
+
+    def full_length(self, hidden_states: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Collected hidden states, each at full length; entry n is the input of layer n."""
+        stage: Stage | None = None
+        full = []
+        for n, hidden in enumerate(hidden_states):
+            if n - 1 in self.stage_after:
+                raw, before, after = self.stage_after[n - 1]
+                # Some releases collect a layer's output before our hook, some after it.
+                stage = before if raw() is hidden else after
+            if hidden is not None and stage is not None and stage.kept is not None:
+                if hidden.shape[1] == stage.kept.index.shape[1]:
+                    hidden = scatter_hidden(hidden, stage.kept, self.length)
+            full.append(hidden)
+            if n - 1 in self.stage_after:
+                stage = self.stage_after[n - 1][2]
+        return tuple(full)
+
+    def trace(self) -> Trace:
+        """What the softened pass counted."""
+        return Trace(
+            self.visual_tokens.float(),
+            torch.stack(self.counts),
+            self.method.layers,
+            self.num_layers,
+        )
+
+    def record(self) -> Record | None:
+        """What this pass did, for the statistics. None: it had nothing to decide."""
+        if self.layout is None:
+            return None
+        return Record(self.layout, self.present, tuple(self.decisions), self.num_layers)
+
+
+def _any_nan(selection: Selection, visual: Tensor) -> Tensor:
+    assert selection.scores is not None
+    return (selection.scores.isnan() & visual).any()
+
+
+def _gatherer(value: Any, index: Tensor, axis: int) -> Callable[[], Any]:
+    def gather() -> Any:
+        if isinstance(value, tuple):
+            return tuple(gather_positions(v, index, axis) for v in value)
+        return gather_positions(value, index, axis)
+
+    return gather

@@ -1,0 +1,7 @@
+"""What pruning did: statistics, costs, pictures."""
+
+from .draw import draw
+from .stats import PruneStats
+from .track import Tracker
+
+__all__ = ["PruneStats", "Tracker", "draw"]

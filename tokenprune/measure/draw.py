@@ -1,0 +1,118 @@
+"""A picture of what stayed: the image, then one panel for each module."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from .stats import PruneStats
+
+__all__ = ["draw"]
+
+_PANEL = 336  # pixels that a panel's longer side has at least
+_MARGIN = 12
+_CAPTION = 44
+_INK = (30, 30, 30)
+_DIM = 0.22  # what is left of a dropped token's brightness
+
+
+def draw(
+    image: Image.Image | np.ndarray,
+    stats: PruneStats,
+    path: str | Path,
+    *,
+    sample: int = 0,
+    image_number: int = 0,
+) -> Path:
+    """Write one PNG: the image, then for each module the tokens that stayed after it.
+
+    Parameters
+    ----------
+    image : PIL image or uint8 array (height, width, 3)
+        The picture the model saw.
+    stats : PruneStats
+        Of the prefill that saw it.
+    path : path
+        Where to write; the folder is made if it is not there.
+    sample : int
+        Row of the batch.
+    image_number : int
+        Which of the row's images.
+
+    Returns
+    -------
+    Path
+        What was written.
+
+    Raises
+    ------
+    ValueError
+        If the batch has no such sample, or the sample no such image.
+    """
+    batch = stats.visual.shape[0]
+    if not 0 <= sample < batch:
+        raise ValueError(f"sample={sample}: expected 0 to {batch - 1}, the rows of this batch.")
+    here = stats.visual[sample] & (stats.image[sample] == image_number)
+    if not here.any():
+        raise ValueError(
+            f"image_number={image_number}: sample {sample} has "
+            f"{stats.image[sample].max() + 1} image(s), counted from 0."
+        )
+    picture = _as_picture(image)
+    rows, cols = stats.grid[sample][here][0]
+    panels = [(picture, "image", f"{here.sum()} visual tokens")]
+    for number, layer in enumerate(stats.modules):
+        alive = stats.alive[layer + 1, sample] & here
+        kept = np.zeros((rows, cols), dtype=bool)
+        placed = alive & (stats.row[sample] >= 0)
+        kept[stats.row[sample][placed], stats.col[sample][placed]] = True
+        values = stats.thresholds[number, sample]
+        shown = "  ".join(
+            f"{name} {value:.2f}"
+            for name, value in zip(("θr", "θs"), values, strict=False)
+            if not np.isnan(value)
+        )
+        title = f"after layer {layer + 1}: {alive.sum()} kept"
+        panels.append((_dim(picture, kept), title, shown))
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _row(panels).save(path, format="PNG")
+    return path
+
+
+def _as_picture(image: Image.Image | np.ndarray) -> Image.Image:
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
+    picture = picture.convert("RGB")
+    scale = max(1, -(-_PANEL // max(picture.size)))
+    size = (picture.width * scale, picture.height * scale)
+    # Whole-number steps without smoothing: small pictures stay sharp.
+    return picture.resize(size, Image.Resampling.NEAREST)
+
+
+def _dim(picture: Image.Image, kept: np.ndarray) -> Image.Image:
+    """The picture with dropped cells dimmed and grey."""
+    pixels = np.asarray(picture).astype(np.float32)
+    rows = np.arange(picture.height) * kept.shape[0] // picture.height
+    cols = np.arange(picture.width) * kept.shape[1] // picture.width
+    mask = kept[rows[:, None], cols[None, :]][..., None]
+    grey = pixels.mean(axis=2, keepdims=True) * _DIM + 255 * (1 - _DIM) * 0.9
+    return Image.fromarray(np.where(mask, pixels, grey).clip(0, 255).astype(np.uint8))
+
+
+def _row(panels: list[tuple[Image.Image, str, str]]) -> Image.Image:
+    width, height = panels[0][0].size
+    canvas = Image.new(
+        "RGB",
+        ((width + _MARGIN) * len(panels) + _MARGIN, height + _CAPTION + 2 * _MARGIN),
+        "white",
+    )
+    pen = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(size=15)
+    for number, (panel, title, below) in enumerate(panels):
+        left = _MARGIN + number * (width + _MARGIN)
+        pen.text((left, _MARGIN // 2), title, fill=_INK, font=font)
+        pen.text((left, _MARGIN // 2 + 20), below, fill=(110, 110, 110), font=font)
+        canvas.paste(panel, (left, _CAPTION + _MARGIN))
+    return canvas

@@ -1,0 +1,123 @@
+"""The statistics of one prefill."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from ..engine.record import Record
+from .cost import DecoderShape
+
+__all__ = ["PruneStats"]
+
+
+@dataclass(frozen=True)
+class PruneStats:
+    """What one prefill computed on. All figures are measured; the arrays are read-only.
+
+    Attributes
+    ----------
+    kept : int64, (layers, batch)
+        Visual tokens that each layer computes on.
+    alive : bool, (layers, batch, length)
+        The positions, text included and padding left out, that each layer computes on.
+    visual_tokens : int64, (batch,)
+        Visual tokens of the prompt.
+    thresholds : float32, (modules, batch, n)
+        What each module decided by; NaN where it had none.
+    modules : tuple of int
+        The layer that each module follows, counted from 0.
+    kv_bytes, kv_bytes_unpruned : int64, (batch,)
+        Key-value cache of the prompt.
+    prefill_flops, prefill_flops_unpruned : float64, (batch,)
+        Of the decoder layers.
+    visual, row, col, image : (batch, length)
+        The layout: which positions are visual and where in which image they lie, -1 elsewhere.
+    grid : int64, (batch, length, 2)
+        Rows and columns of each token's image.
+    """
+
+    kept: np.ndarray
+    alive: np.ndarray
+    visual_tokens: np.ndarray
+    thresholds: np.ndarray
+    modules: tuple[int, ...]
+    kv_bytes: np.ndarray
+    kv_bytes_unpruned: np.ndarray
+    prefill_flops: np.ndarray
+    prefill_flops_unpruned: np.ndarray
+    visual: np.ndarray
+    row: np.ndarray
+    col: np.ndarray
+    image: np.ndarray
+    grid: np.ndarray
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """Each sample's mean over all layers: float64, (batch,)."""
+        return self.kept.mean(axis=0)
+
+    @property
+    def mean_tokens(self) -> float:
+        """The paper's N: visual tokens, mean over all layers and samples."""
+        return float(self.kept.mean())
+
+    @property
+    def final_tokens(self) -> np.ndarray:
+        """Visual tokens after the last module: int64, (batch,)."""
+        return self.kept[-1]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures, without the position maps, as JSON types."""
+        left_out = {"alive", "visual", "row", "col", "image", "grid"}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
+        plain = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in values.items()}
+        plain["thresholds"] = np.where(
+            np.isnan(self.thresholds), None, self.thresholds.astype(object)
+        ).tolist()
+        return {
+            **plain,
+            "modules": list(self.modules),
+            "tokens": self.tokens.tolist(),
+            "mean_tokens": self.mean_tokens,
+            "final_tokens": self.final_tokens.tolist(),
+        }
+
+    @classmethod
+    def from_record(cls, record: Record, shape: DecoderShape) -> PruneStats:
+        """Bring a pass's record to the host and count."""
+        layout = record.layout
+        alive = record.alive().cpu().numpy()
+        visual = layout.mask.cpu().numpy()
+        per_layer = alive.sum(axis=2)
+        full = np.broadcast_to(alive[0].sum(axis=1), per_layer.shape)
+        arrays = {
+            "kept": (alive & visual).sum(axis=2),
+            "alive": alive,
+            "visual_tokens": visual.sum(axis=1),
+            "thresholds": _thresholds(record, visual.shape[0]),
+            "kv_bytes": shape.kv_bytes(per_layer).sum(axis=0),
+            "kv_bytes_unpruned": shape.kv_bytes(full).sum(axis=0),
+            "prefill_flops": shape.prefill_flops(per_layer).sum(axis=0),
+            "prefill_flops_unpruned": shape.prefill_flops(full).sum(axis=0),
+            "visual": visual,
+            "row": layout.row.cpu().numpy(),
+            "col": layout.col.cpu().numpy(),
+            "image": layout.image.cpu().numpy(),
+            "grid": np.stack([layout.height.cpu().numpy(), layout.width.cpu().numpy()], axis=-1),
+        }
+        for array in arrays.values():
+            array.flags.writeable = False
+        return cls(modules=tuple(d.layer for d in record.decisions), **arrays)
+
+
+def _thresholds(record: Record, batch: int) -> np.ndarray:
+    given = [d.thresholds for d in record.decisions]
+    width = max([t.shape[1] for t in given if t is not None], default=0)
+    table = np.full((len(given), batch, width), np.nan, dtype=np.float32)
+    for row, values in zip(table, given, strict=True):
+        if values is not None:
+            row[:, : values.shape[1]] = values.float().cpu().numpy()
+    return table

@@ -1,0 +1,120 @@
+"""The ATP module: scores, thresholds, masks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...config import ATPConfig
+from ..base import Context, Method, Selection, Trace
+from .heads import ThresholdHeads
+from .loss import atp_loss, target_loss
+from .scores import cross_score, normalise, redundant_score, self_score
+from .spatial import spatial_score
+
+__all__ = ["ATP"]
+
+
+class ATP(Method):
+    """Adaptive token pruning (ATP-LLaVA, arXiv 2412.00447).
+
+    After each of its layers a token stays where S_r > θ_r or S_s > θ_s. In training the mask is
+    max(σ((S_r − θ_r)·T), σ((S_s − θ_s)·T)), or its hard form with that gradient. Scores are read
+    off the frozen model's attention and carry no gradient; thresholds do.
+
+    Parameters
+    ----------
+    config : ATPConfig
+        With `layers`, `grid` and `target_tokens` filled in.
+    visual_tokens : int
+        Tokens of one image, to which `target_tokens` refers.
+
+    Attributes
+    ----------
+    shifts : list of float
+        Added to the logits of θ_r and θ_s: the knob between calibrated budgets.
+    max_kept : int, optional
+        At most so many visual tokens per sample stay after each module.
+    budgets : list of dict
+        What `calibrate` has found, as {"tokens", "shifts", "max_kept"}.
+    """
+
+    needs = frozenset({"visual", "prompt"})
+    trainable = True
+
+    def __init__(self, config: ATPConfig, visual_tokens: int) -> None:
+        super().__init__()
+        if config.layers is None or config.grid is None or config.target_tokens is None:
+            raise ValueError("ATP needs a configuration with layers, grid and target_tokens set.")
+        self.config = config
+        self.layers = config.layers
+        self.floor = config.floor
+        self.target_share = config.target_tokens / visual_tokens
+        start = (config.start_redundant, config.start_spatial)
+        self.thresholds = nn.ModuleList(
+            ThresholdHeads(config.grid, config.hidden, start) for _ in config.layers
+        )
+        self.shifts = [0.0, 0.0]
+        self.max_kept: int | None = None
+        self.budgets: list[dict[str, Any]] = []
+
+    def select(self, context: Context) -> Selection:
+        """Scores against this module's thresholds."""
+        config, weight, layout = self.config, context.weight, context.layout
+        visual, prompt = context.received["visual"], context.received["prompt"]
+        self_map = self_score(visual, config.averaging)
+        cross_map = cross_score(prompt)
+        raw = redundant_score(self_map, cross_map, prompt, config.sources)
+        redundant = normalise(raw, weight, config.normalisation)
+        spatial = spatial_score(layout, config.strides, config.sample_weight)
+
+        # The heads read each map as shares, whatever the score's own scale: raw attention near
+        # 1/n would leave them blind. Tokens that are gone are zeros.
+        shares = [normalise(m, weight, "share") * weight for m in (self_map, cross_map)]
+        logits = self.thresholds[context.module](*shares, layout)
+        if any(self.shifts):
+            logits = logits + logits.new_tensor(self.shifts)
+        thresholds = logits.sigmoid()
+
+        margins = torch.stack([redundant, spatial]) - thresholds.T[:, :, None]
+        used = [n for n, name in enumerate(("redundant", "spatial")) if name in config.prunings]
+        margin = margins[used].amax(dim=0)
+        keep = layout.mask & (margin > 0)
+        if self.max_kept is not None:
+            keep = keep & _among_best(margin.masked_fill(~keep, -torch.inf), self.max_kept)
+        # σ is monotonic: the larger of two masks is the mask of the larger margin.
+        soft = (margin * config.temperature).sigmoid()
+        if config.training == "straight_through":
+            soft = keep.float() + soft - soft.detach()
+        return Selection(keep=keep, mask=soft, scores=redundant, thresholds=thresholds.detach())
+
+    def losses(self, trace: Trace) -> dict[str, tuple[Tensor, float]]:
+        """L_atp and L_target with their weights."""
+        config = self.config
+        return {
+            "atp": (atp_loss(trace), config.atp_weight),
+            "target": (
+                target_loss(trace, self.target_share, config.target_unit),
+                config.target_weight,
+            ),
+        }
+
+    def runtime_state(self) -> dict[str, Any]:
+        """The knob's position and the calibrated budgets."""
+        return {"shifts": self.shifts, "max_kept": self.max_kept, "budgets": self.budgets}
+
+    def load_runtime_state(self, state: dict[str, Any]) -> None:
+        """Set the knob and the budgets."""
+        self.shifts = [float(shift) for shift in state.get("shifts", (0.0, 0.0))]
+        self.max_kept = state.get("max_kept")
+        self.budgets = [dict(budget) for budget in state.get("budgets", ())]
+
+
+def _among_best(margin: Tensor, most: int) -> Tensor:
+    """True at each row's `most` largest values; ties fall to the earlier token."""
+    order = margin.argsort(dim=1, descending=True, stable=True)
+    rank = torch.empty_like(order)
+    rank.scatter_(1, order, torch.arange(margin.shape[1], device=margin.device).expand_as(order))
+    return rank < most

@@ -1,0 +1,65 @@
+"""Scores from the attention that each visual token receives."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..base import Received
+
+__all__ = ["cross_score", "normalise", "redundant_score", "self_score"]
+
+
+def self_score(visual: Received, averaging: str) -> Tensor:
+    """S_self: attention received from visual tokens, float32, (batch, tokens).
+
+    With ``"all"`` the mean is over every visual query, which favours early tokens: under the causal
+    rule token j is seen only by queries i ≥ j. With ``"visible"`` it is over those.
+    """
+    return visual.mean_visible() if averaging == "visible" else visual.mean_all()
+
+
+def cross_score(prompt: Received) -> Tensor:
+    """S_cross: attention received from the prompt text that can see the token.
+
+    0 where no text can: float32, (batch, tokens).
+    """
+    return prompt.mean_visible()
+
+
+def redundant_score(
+    self_map: Tensor, cross_map: Tensor, prompt: Received, sources: tuple[str, ...]
+) -> Tensor:
+    """S_r = (S_self + S_cross) / 2, or one of them: float32, (batch, tokens).
+
+    A token that no prompt text can see has no cross score: its self score stands alone.
+    """
+    if sources == ("self",):
+        return self_map
+    if sources == ("cross",):
+        return cross_map
+    return torch.where(prompt.seen_by > 0, (self_map + cross_map) / 2, self_map)
+
+
+def normalise(score: Tensor, weight: Tensor, how: str) -> Tensor:
+    """Raw attention, near 1/n, brought to where a sigmoid's threshold can work.
+
+    Parameters
+    ----------
+    score : float32, (batch, tokens)
+        0 or more.
+    weight : float32, (batch, tokens)
+        How much of each visual token is still there, 0 at everything else.
+    how : {"share", "minmax", "none"}
+    """
+    if how == "none":
+        return score
+    if how == "share":
+        x = score * weight.sum(dim=1, keepdim=True)
+        return x / (1 + x)
+    there = weight > 0.5
+    low = score.masked_fill(~there, torch.inf).amin(dim=1, keepdim=True)
+    high = score.masked_fill(~there, -torch.inf).amax(dim=1, keepdim=True)
+    stretched = (score - low) / (high - low).clamp(min=1e-12)
+    # Rows without visual tokens have no range; NaN scores stay NaN, to be reported.
+    return torch.where(low.isinf(), 0.0, stretched).clamp(0, 1)

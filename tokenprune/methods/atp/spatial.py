@@ -1,0 +1,39 @@
+"""The spatial score: which uniform 2-D samplings of its image a token belongs to."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...layout import VisualLayout
+
+__all__ = ["spatial_score"]
+
+
+def spatial_score(layout: VisualLayout, strides: tuple[int, ...], sample_weight: float) -> Tensor:
+    """S_s = 1 − R·λ_sample, R the least rate of the uniform grids that pick the token, else 0.
+
+    The grid of stride s picks the rows and columns divisible by s, so at rate 1/s². All grids share
+    their origin: one whose stride is a multiple of another's is nested in it. The higher the
+    threshold θ_s, the sparser the grid that stays. Places are the token's own, in its own image,
+    so dropping other tokens changes nothing ("spatial augmented pruning", arXiv 2412.00447).
+
+    Parameters
+    ----------
+    layout : VisualLayout
+        (batch, tokens).
+    strides : tuple of int
+    sample_weight : float
+        λ_sample.
+
+    Returns
+    -------
+    Tensor
+        float32, (batch, tokens); 0 at text and at visual tokens without a place.
+    """
+    placed = layout.mask & (layout.row >= 0)
+    score = torch.zeros(placed.shape, device=placed.device)
+    for stride in sorted(strides):  # dense first, so that the sparsest grid has the last word
+        picked = placed & (layout.row % stride == 0) & (layout.col % stride == 0)
+        score = torch.where(picked, 1 - sample_weight / stride**2, score)
+    return score

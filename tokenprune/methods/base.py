@@ -1,0 +1,164 @@
+"""What a pruning method is: it looks at the tokens after a decoder layer and says which stay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..layout import VisualLayout
+
+__all__ = ["Context", "Method", "Received", "Selection", "Trace"]
+
+
+@dataclass(frozen=True)
+class Received:
+    """Attention that each token receives from one group of queries, heads averaged.
+
+    Attributes
+    ----------
+    total : float32, (batch, tokens)
+        Sum over the group's queries of the softmaxed attention.
+    seen_by : float32, (batch, tokens)
+        How many of the group's queries can see the token.
+    queries : float32, (batch,)
+        How many queries the group has.
+    """
+
+    total: Tensor
+    seen_by: Tensor
+    queries: Tensor
+
+    def mean_visible(self) -> Tensor:
+        """Mean over the queries that can see the token: float32, (batch, tokens)."""
+        return self.total / self.seen_by.clamp(min=1e-6)
+
+    def mean_all(self) -> Tensor:
+        """Mean over all queries of the group: float32, (batch, tokens)."""
+        return self.total / self.queries.clamp(min=1e-6)[:, None]
+
+
+@dataclass(frozen=True)
+class Context:
+    """All that a method may look at when it decides.
+
+    Attributes
+    ----------
+    module : int
+        Which of the method's modules decides, counted from 0.
+    layer : int
+        The decoder layer that has just run, counted from 0.
+    layout : VisualLayout
+        The tokens still there, (batch, tokens).
+    weight : float32, (batch, tokens)
+        How much of each visual token is still there: 1 or 0 when tokens are really dropped, the
+        product of the earlier masks when they are softened; 0 at text and padding.
+    prompt : bool, (batch, tokens)
+        Text that the answer does not contain.
+    received : dict
+        For each query group that the method `needs`, what it gives. "visual": the visual tokens;
+        "prompt": the prompt text.
+    hidden_states : Tensor, (batch, tokens, width)
+        The layer's output.
+    """
+
+    module: int
+    layer: int
+    layout: VisualLayout
+    weight: Tensor
+    prompt: Tensor
+    received: dict[str, Received]
+    hidden_states: Tensor
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a method decides.
+
+    Attributes
+    ----------
+    keep : bool, (batch, tokens)
+        Which visual tokens stay. Values at text and padding do not matter: text always stays.
+    mask : float32 in [0, 1], (batch, tokens), optional
+        The factor with which each visual token counts in training, with gradient. A trainable
+        method gives it; one that is not drops in training as in inference.
+    scores : float32, (batch, tokens), optional
+        How much each token matters; NaN here stops the forward pass with an error.
+    thresholds : float32, (batch, n), optional
+        What `stats` reports as the thresholds of this module.
+    """
+
+    keep: Tensor
+    mask: Tensor | None = None
+    scores: Tensor | None = None
+    thresholds: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What one softened forward pass counted, with gradient.
+
+    Attributes
+    ----------
+    visual_tokens : float32, (batch,)
+    counts : float32, (modules, batch)
+        Visual tokens left after each module.
+    layers : tuple of int
+        The decoder layer each module follows, counted from 0.
+    num_layers : int
+        Decoder layers in all.
+    """
+
+    visual_tokens: Tensor
+    counts: Tensor
+    layers: tuple[int, ...]
+    num_layers: int
+
+    def mean_tokens(self) -> Tensor:
+        """Visual tokens that a layer computes on, mean over all layers: float32, (batch,)."""
+        total = self.visual_tokens * (self.layers[0] + 1)
+        ends = (*self.layers[1:], self.num_layers - 1)
+        for count, start, end in zip(self.counts, self.layers, ends, strict=True):
+            total = total + count * (end - start)
+        return total / self.num_layers
+
+
+class Method(nn.Module):
+    """A pruning method.
+
+    Attributes
+    ----------
+    layers : tuple of int
+        Decoder layers, counted from 0, after which it decides.
+    needs : frozenset of str
+        The query groups whose attention it asks for at those layers. Nothing else is computed.
+    floor : float
+        Least value of a soft mask as a factor on attention.
+    trainable : bool
+        Whether its selections come with soft masks, which training then computes on.
+    """
+
+    layers: tuple[int, ...]
+    needs: frozenset[str] = frozenset()
+    floor: float = 1e-4
+    trainable: bool = False
+
+    def select(self, context: Context) -> Selection:
+        """Which of the visual tokens in `context` stay."""
+        raise TypeError(f"{type(self).__name__} does not say which tokens stay.")
+
+    def losses(self, trace: Trace) -> dict[str, tuple[Tensor, float]]:
+        """Terms that training adds to the loss: name → (value, weight)."""
+        return {}
+
+    def runtime_state(self) -> dict[str, Any]:
+        """What can be turned at run time, as JSON types; saved beside the parameters."""
+        return {}
+
+    def load_runtime_state(self, state: dict[str, Any]) -> None:
+        """Take back what `runtime_state` gave."""
+
+    def extra_repr(self) -> str:
+        """The layers, in the model's printed form."""
+        return f"layers={self.layers}"

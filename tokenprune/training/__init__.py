@@ -1,0 +1,6 @@
+"""Training of the heads, and calibration without training."""
+
+from .calibrate import calibrate, set_budget
+from .heads_only import train_only_heads
+
+__all__ = ["calibrate", "set_budget", "train_only_heads"]

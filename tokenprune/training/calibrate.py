@@ -1,0 +1,190 @@
+"""Set the thresholds to a budget, without a gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..engine import Engine, engine_of
+from ..engine.record import Record
+from ..methods.atp import ATP
+
+__all__ = ["calibrate", "set_budget"]
+
+# Beyond this a shift of the logits moves no threshold that float32 can tell from 0 or 1.
+_LIMIT = 16.0
+_STEPS = 24
+_CLOSE = 0.002  # as a share of the target: well inside what other data will differ by
+
+
+def calibrate(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    target_tokens: float | Sequence[float],
+    *,
+    max_kept: int | None = None,
+) -> dict[float, float]:
+    """Shift the thresholds until the mean of kept tokens meets a budget.
+
+    Bisection on a shift of the thresholds' logits, the same for all samples, so that complex
+    pictures still get more. θ_r moves; only where the spatial grid alone is above the budget does
+    θ_s move too. Needs no labels. The last target is the one the model is left at; `set_budget`
+    goes to another.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Wrapped with ATP.
+    batches : iterable of dict
+        Arguments of the model's forward. Labels are used only to tell answers from prompts.
+    target_tokens : float or sequence of float
+        Mean visual tokens per image over all layers.
+    max_kept : int, optional
+        Hard cap: no more visual tokens of a sample than this stay after any module.
+
+    Returns
+    -------
+    dict
+        target → mean measured on `batches`.
+
+    Raises
+    ------
+    ValueError
+        If a target is below what the layers before the first module cost, or above all tokens;
+        if there are no batches, or they hold no image. The thresholds are then as they were.
+    """
+    engine, method = _atp_of(model)
+    batches = list(batches)
+    if not batches:
+        raise ValueError("batches is empty: expected at least one dict of the model's arguments.")
+    if max_kept is not None and max_kept < 1:
+        raise ValueError(f"max_kept={max_kept}: expected 1 or more, or None.")
+    targets = [target_tokens] if isinstance(target_tokens, int | float) else list(target_tokens)
+    before = method.runtime_state()
+    training = model.training
+    model.eval()
+    try:
+        method.max_kept = max_kept
+        found = [_bisect(model, engine, method, batches, float(target)) for target in targets]
+    except BaseException:
+        method.load_runtime_state(before)
+        raise
+    finally:
+        model.train(training)
+    known = {budget["tokens"]: budget for budget in method.budgets}
+    known |= {budget["tokens"]: budget for budget, _ in found}
+    method.budgets = [known[tokens] for tokens in sorted(known)]
+    _apply(method, found[-1][0])
+    return {budget["tokens"]: measured for budget, measured in found}
+
+
+def set_budget(model: nn.Module, target_tokens: float) -> None:
+    """Move a calibrated model to another budget, without data.
+
+    Between two calibrated budgets the shifts are interpolated, so the mean there is close to, not
+    exactly, what is asked.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Wrapped with ATP and calibrated.
+    target_tokens : float
+        Mean visual tokens per image over all layers.
+
+    Raises
+    ------
+    ValueError
+        If nothing was calibrated, or the target lies outside what was.
+    """
+    _, method = _atp_of(model)
+    budgets = method.budgets
+    known = [budget["tokens"] for budget in budgets]
+    if not known or not known[0] <= target_tokens <= known[-1]:
+        raise ValueError(
+            f"target_tokens={target_tokens} is outside the calibrated budgets {known}: call "
+            "tokenprune.calibrate(model, batches, [..]) with targets on both sides of it."
+        )
+    above = next(n for n, tokens in enumerate(known) if tokens >= target_tokens)
+    below = max(above - 1, 0) if known[above] > target_tokens else above
+    low, high = budgets[below], budgets[above]
+    span = known[above] - known[below]
+    part = (target_tokens - known[below]) / span if span else 0.0
+    shifts = [a + (b - a) * part for a, b in zip(low["shifts"], high["shifts"], strict=True)]
+    caps = {low["max_kept"], high["max_kept"]}
+    cap = None if None in caps else max(caps)
+    _apply(method, {"shifts": shifts, "max_kept": cap})
+
+
+def _apply(method: ATP, budget: Mapping[str, Any]) -> None:
+    method.shifts = list(budget["shifts"])
+    method.max_kept = budget["max_kept"]
+
+
+def _atp_of(model: nn.Module) -> tuple[Engine, ATP]:
+    engine = engine_of(model)
+    if not isinstance(engine.method, ATP):
+        raise ValueError(
+            f"The model is wrapped with {type(engine.method).__name__}, which has no thresholds to "
+            "calibrate: expected ATP."
+        )
+    return engine, engine.method
+
+
+def _bisect(
+    model: nn.Module, engine: Engine, method: ATP, batches: list[Any], target: float
+) -> tuple[dict[str, Any], float]:
+    def measure(redundant: float, spatial: float) -> float:
+        method.shifts = [redundant, spatial]
+        return _mean_tokens(model, engine, batches)
+
+    most, least = measure(-_LIMIT, -_LIMIT), measure(_LIMIT, _LIMIT)
+    if not least < target < most:
+        raise ValueError(
+            f"target_tokens={target}: on these batches between {least:.1f} (the layers before the "
+            f"first module, and what is never dropped) and {most:.1f} can be reached."
+        )
+    spatial = 0.0
+    if measure(_LIMIT, 0.0) > target:
+        # The grids alone are above the budget: make them sparse enough, then fill up.
+        low, high = 0.0, _LIMIT
+        for _ in range(_STEPS):
+            spatial = (low + high) / 2
+            low, high = (spatial, high) if measure(_LIMIT, spatial) > target else (low, spatial)
+        spatial = high
+    low, high = -_LIMIT, _LIMIT
+    best, best_measured = 0.0, float("inf")
+    for _ in range(_STEPS):
+        shift = (low + high) / 2
+        measured = measure(shift, spatial)
+        if abs(measured - target) < abs(best_measured - target):
+            best, best_measured = shift, measured
+        if abs(measured - target) <= _CLOSE * target:
+            break
+        low, high = (shift, high) if measured > target else (low, shift)
+    budget = {"tokens": target, "shifts": [best, spatial], "max_kept": method.max_kept}
+    return budget, best_measured
+
+
+@torch.no_grad()
+def _mean_tokens(model: nn.Module, engine: Engine, batches: list[Any]) -> float:
+    """Visual tokens per image, mean over all layers, over rows with images."""
+    kept, images = 0.0, 0.0
+
+    def count(record: Record) -> None:
+        nonlocal kept, images
+        visual = record.layout.mask
+        kept += float((record.alive() & visual).sum()) / record.num_layers
+        images += float((record.layout.image.amax(dim=1) + 1).sum())
+
+    engine.trackers.append(count)
+    try:
+        for batch in batches:
+            model(**{**batch, "use_cache": False})
+    finally:
+        engine.trackers.remove(count)
+    if not images:
+        raise ValueError("batches hold no image: expected prompts with images.")
+    return kept / images
