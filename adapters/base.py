@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
-
 from tokenprune.layout import VisualLayout
 
 __all__ = ["Adapter", "adapter_for", "families", "register"]
@@ -14,6 +12,8 @@ __all__ = ["Adapter", "adapter_for", "families", "register"]
 
 class Adapter:
     """Answers five questions about a model family, and nothing else.
+
+    Models are typed ``Any``: what an adapter reads of them is the family's own.
 
     Attributes
     ----------
@@ -23,22 +23,22 @@ class Adapter:
 
     model_type: str
 
-    def check(self, model: nn.Module) -> None:
+    def check(self, model: Any) -> None:
         """Raise ValueError, with the reason, if this model cannot be pruned."""
 
-    def core(self, model: nn.Module) -> nn.Module:
+    def core(self, model: Any) -> Any:
         """The module whose forward sees ``input_ids`` and the image inputs."""
         raise TypeError(f"{type(self).__name__} does not say which module is the core.")
 
-    def decoder_layers(self, model: nn.Module) -> nn.ModuleList:
+    def decoder_layers(self, model: Any) -> Any:
         """The decoder layers, in order."""
         raise TypeError(f"{type(self).__name__} does not say which layers are the decoder's.")
 
-    def text_config(self, model: nn.Module) -> Any:
+    def text_config(self, model: Any) -> Any:
         """The configuration that the decoder's layers read."""
         return base_model(model).config.get_text_config(decoder=True)
 
-    def locate(self, core: nn.Module, inputs: Mapping[str, Any]) -> VisualLayout | None:
+    def locate(self, core: Any, inputs: Mapping[str, Any]) -> VisualLayout | None:
         """The visual tokens in the core's inputs; None when this call brings no image.
 
         It must not wait for the device: whether there is an image is read from which inputs are
@@ -46,7 +46,7 @@ class Adapter:
         """
         raise TypeError(f"{type(self).__name__} does not say where visual tokens are.")
 
-    def grid(self, model: nn.Module) -> tuple[int, int]:
+    def grid(self, model: Any) -> tuple[int, int]:
         """Rows and columns of one image's tokens, or of the usual one where images differ."""
         raise TypeError(f"{type(self).__name__} does not say which grid an image has.")
 
@@ -56,7 +56,7 @@ class Adapter:
         return tuple(sorted({n - 1 for n in places if n < num_layers}))
 
 
-def base_model(model: nn.Module) -> Any:
+def base_model(model: Any) -> Any:
     """The transformers model inside a PEFT model, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
@@ -75,7 +75,7 @@ def families() -> list[str]:
     return sorted(_REGISTRY)
 
 
-def adapter_for(model: nn.Module) -> Adapter:
+def adapter_for(model: Any) -> Adapter:
     """The adapter of a model's family.
 
     Raises

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from tokenprune.layout import VisualLayout
 
@@ -23,7 +23,7 @@ class LlavaAdapter(Adapter):
 
     model_type = "llava"
 
-    def check(self, model: nn.Module) -> None:
+    def check(self, model: Any) -> None:
         """A tower with images of one size, and a model that has a decoder under a core."""
         tower = model.config.vision_config.model_type
         if tower not in _TOWERS:
@@ -37,15 +37,15 @@ class LlavaAdapter(Adapter):
                 "LlavaForConditionalGeneration."
             )
 
-    def core(self, model: nn.Module) -> nn.Module:
+    def core(self, model: Any) -> Any:
         """`LlavaModel`."""
         return base_model(model).model
 
-    def decoder_layers(self, model: nn.Module) -> nn.ModuleList:
+    def decoder_layers(self, model: Any) -> Any:
         """Of its language model."""
         return self.core(model).language_model.layers
 
-    def grid(self, model: nn.Module) -> tuple[int, int]:
+    def grid(self, model: Any) -> tuple[int, int]:
         """image_size / patch_size squared: 24×24 for LLaVA-1.5."""
         return self._grid(model.config)
 
@@ -54,7 +54,7 @@ class LlavaAdapter(Adapter):
         side = config.vision_config.image_size // config.vision_config.patch_size
         return side, side
 
-    def locate(self, core: nn.Module, inputs: Mapping[str, Any]) -> VisualLayout | None:
+    def locate(self, core: Any, inputs: Mapping[str, Any]) -> VisualLayout | None:
         """Image tokens in the prompt, row by row of each image's grid."""
         encoded = inputs.get("mm_encoder_outputs") or {}
         if inputs.get("pixel_values") is None and encoded.get("image") is None:
@@ -74,7 +74,7 @@ class LlavaAdapter(Adapter):
         return VisualLayout.from_grids(_image_tokens(core, inputs), rows, cols, leading)
 
 
-def _image_tokens(core: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+def _image_tokens(core: Any, inputs: Mapping[str, Any]) -> Tensor:
     """Where the image tokens stand: bool, (batch, length)."""
     token = core.config.image_token_id
     if inputs.get("input_ids") is not None:

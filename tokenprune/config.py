@@ -6,6 +6,7 @@ import dataclasses
 import json
 import warnings
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar
 
 __all__ = ["ATPConfig", "MethodConfig"]
@@ -142,7 +143,7 @@ class ATPConfig(MethodConfig):
         if self.layers is not None:
             layers = tuple(self.layers)
             whole = all(isinstance(n, int) and n >= 0 for n in layers)
-            rising = all(a < b for a, b in zip(layers, layers[1:], strict=False))
+            rising = all(a < b for a, b in pairwise(layers))
             _require(
                 bool(layers) and whole and rising, "layers", layers, "rising whole numbers from 0"
             )

@@ -64,7 +64,7 @@ class Record:
     num_layers: int
 
     def alive(self) -> Tensor:
-        """Which positions each layer computes on, padding left out: bool, (layers, batch, length)."""
+        """The positions, without padding, of each layer: bool, (layers, batch, length)."""
         now = self.present
         if now is None:
             now = torch.ones_like(self.layout.mask)

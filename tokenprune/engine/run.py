@@ -186,7 +186,8 @@ class Run:
         return kwargs["position_embeddings"][0].dtype
 
     def _softened(self, given: Tensor | None, dtype: torch.dtype) -> Tensor:
-        assert self.weight is not None and self.layout is not None
+        assert self.weight is not None
+        assert self.layout is not None
         if self.backend.startswith("flash"):
             raise ValueError(
                 "flash_attention_2 takes no additive mask, which training the heads needs: load "
@@ -300,7 +301,8 @@ class Run:
         return self._drop(layer, stage, selection, hidden)
 
     def _soften(self, layer: int, stage: Stage, selection: Selection) -> None:
-        assert self.weight is not None and selection.mask is not None
+        assert self.weight is not None
+        assert selection.mask is not None
         # Out of place: earlier masks are in the graph.
         self.weight = self.weight * torch.where(stage.layout.mask, selection.mask, 0.0)
         self._memo.clear()
@@ -381,9 +383,10 @@ class Run:
                 raw, before, after = self.stage_after[n - 1]
                 # Some releases collect a layer's output before our hook, some after it.
                 stage = before if raw() is hidden else after
-            if hidden is not None and stage is not None and stage.kept is not None:
-                if hidden.shape[1] == stage.kept.index.shape[1]:
-                    hidden = scatter_hidden(hidden, stage.kept, self.length)
+            kept = None if stage is None else stage.kept
+            if hidden is not None and kept is not None:
+                at_full = hidden.shape[1] != kept.index.shape[1]
+                hidden = hidden if at_full else scatter_hidden(hidden, kept, self.length)
             full.append(hidden)
             if n - 1 in self.stage_after:
                 stage = self.stage_after[n - 1][2]

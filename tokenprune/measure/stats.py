@@ -74,9 +74,10 @@ class PruneStats:
         left_out = {"alive", "visual", "row", "col", "image", "grid"}
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
         plain = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in values.items()}
-        plain["thresholds"] = np.where(
-            np.isnan(self.thresholds), None, self.thresholds.astype(object)
-        ).tolist()
+        absent = np.isnan(self.thresholds)
+        thresholds = self.thresholds.astype(object)
+        thresholds[absent] = None  # JSON has no NaN
+        plain["thresholds"] = thresholds.tolist()
         return {
             **plain,
             "modules": list(self.modules),
