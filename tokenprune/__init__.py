@@ -10,7 +10,7 @@ from .api import (
     unwrap,
     wrap,
 )
-from .config import ATPConfig
+from .config import ATPConfig, RandomConfig
 from .io import load_heads, save_heads
 from .measure import PruneStats, draw
 from .training import calibrate, set_budget, train_only_heads
@@ -18,6 +18,7 @@ from .training import calibrate, set_budget, train_only_heads
 __all__ = [
     "ATPConfig",
     "PruneStats",
+    "RandomConfig",
     "__version__",
     "calibrate",
     "draw",

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from tokenprune.adapters import Adapter, adapter_for, families
+from tokenprune.adapters import adapter_for, families
 
-from .config import ATPConfig, MethodConfig
+from .config import ATPConfig, MethodConfig, ModelFacts
 from .engine import ATTRIBUTE, Engine, engine_of
 from .engine.attention import register
 from .io import load_heads, read_config
@@ -74,8 +73,10 @@ def wrap(model: Model, method: MethodConfig | str | Path | None = None) -> Model
             f"method is a {type(method).__name__}: expected a configuration such as ATPConfig(), "
             "the path or hub id of saved heads, or None."
         )
-    config, facts = _resolve(model, adapter, config)
-    engine = Engine(build(config, **facts), adapter, config)
+    num_layers = len(adapter.decoder_layers(model))
+    facts = ModelFacts(num_layers, adapter.grid(model), adapter.default_layers(num_layers))
+    config = config.fitted(facts)
+    engine = Engine(build(config, facts), adapter, config)
     like = next(adapter.decoder_layers(model).parameters())
     # Heads stay in float32 beside a half-precision model: thresholds are decided in it.
     engine.to(device=like.device, dtype=torch.float32)
@@ -88,35 +89,6 @@ def wrap(model: Model, method: MethodConfig | str | Path | None = None) -> Model
             unwrap(model)
             raise
     return model
-
-
-def _resolve(
-    model: nn.Module, adapter: Adapter, config: MethodConfig
-) -> tuple[MethodConfig, dict[str, Any]]:
-    """Fill in the family's defaults and see that the model can meet the configuration."""
-    num_layers = len(adapter.decoder_layers(model))
-    rows, cols = adapter.grid(model)
-    visual_tokens = rows * cols
-    if not isinstance(config, ATPConfig):
-        return config, {}
-    layers = config.layers if config.layers is not None else adapter.default_layers(num_layers)
-    if layers[-1] >= num_layers - 1:
-        raise ValueError(
-            f"layers={layers}: this decoder has {num_layers} layers, so a module can follow layers "
-            f"0 to {num_layers - 2}."
-        )
-    target = config.target_tokens if config.target_tokens is not None else visual_tokens / 4
-    full = (layers[0] + 1) * visual_tokens / num_layers
-    if not full < target <= visual_tokens:
-        raise ValueError(
-            f"target_tokens={target:g}: the {layers[0] + 1} layer(s) up to the first module cost "
-            f"{full:g} of {visual_tokens} tokens of the mean over all {num_layers} layers, so the "
-            f"target must be above {full:g} and at most {visual_tokens}. Raise it, or prune "
-            "earlier."
-        )
-    grid = config.grid if config.grid is not None else (rows, cols)
-    resolved = replace(config, layers=layers, target_tokens=float(target), grid=grid)
-    return resolved, {"visual_tokens": visual_tokens}
 
 
 def unwrap(model: Model) -> Model:

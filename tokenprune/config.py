@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
 
-__all__ = ["ATPConfig", "MethodConfig"]
+__all__ = ["ATPConfig", "MethodConfig", "ModelFacts", "RandomConfig"]
 
 
 def _require(ok: bool, name: str, given: object, expected: str) -> None:
@@ -21,11 +21,58 @@ def _one_of(name: str, given: str, allowed: tuple[str, ...]) -> None:
     _require(given in allowed, name, given, "one of " + ", ".join(map(repr, allowed)))
 
 
+def _check_layers(layers: tuple[int, ...]) -> None:
+    whole = all(isinstance(n, int) and n >= 0 for n in layers)
+    rising = all(a < b for a, b in pairwise(layers))
+    _require(bool(layers) and whole and rising, "layers", layers, "rising whole numbers from 0")
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a configuration must know of the model it is for.
+
+    Attributes
+    ----------
+    num_layers : int
+        Decoder layers.
+    grid : (int, int)
+        Rows and columns of one image's tokens.
+    default_layers : tuple of int
+        After which the family prunes if nothing is said.
+    """
+
+    num_layers: int
+    grid: tuple[int, int]
+    default_layers: tuple[int, ...]
+
+    @property
+    def visual_tokens(self) -> int:
+        """Tokens of one image."""
+        return self.grid[0] * self.grid[1]
+
+
 @dataclass(frozen=True)
 class MethodConfig:
     """What every method's configuration has."""
 
     method: ClassVar[str]
+    layers: tuple[int, ...] | None = None
+
+    def fitted(self, facts: ModelFacts) -> MethodConfig:
+        """This configuration with the model's own defaults filled in.
+
+        Raises
+        ------
+        ValueError
+            If the model cannot meet it.
+        """
+        layers = self.layers if self.layers is not None else facts.default_layers
+        if layers[-1] >= facts.num_layers - 1:
+            raise ValueError(
+                f"layers={layers}: this decoder has {facts.num_layers} layers, so a module can "
+                f"follow layers 0 to {facts.num_layers - 2}."
+            )
+        return dataclasses.replace(self, layers=layers)
 
     def to_dict(self) -> dict[str, Any]:
         """A dictionary of JSON types, with the method's name under ``"method"``."""
@@ -119,7 +166,6 @@ class ATPConfig(MethodConfig):
 
     method: ClassVar[str] = "atp"
 
-    layers: tuple[int, ...] | None = None
     target_tokens: float | None = None
     normalisation: str = "share"
     averaging: str = "visible"
@@ -141,13 +187,8 @@ class ATPConfig(MethodConfig):
     def __post_init__(self) -> None:
         """Check every field."""
         if self.layers is not None:
-            layers = tuple(self.layers)
-            whole = all(isinstance(n, int) and n >= 0 for n in layers)
-            rising = all(a < b for a, b in pairwise(layers))
-            _require(
-                bool(layers) and whole and rising, "layers", layers, "rising whole numbers from 0"
-            )
-            object.__setattr__(self, "layers", layers)
+            object.__setattr__(self, "layers", tuple(self.layers))
+            _check_layers(self.layers)
         if self.target_tokens is not None:
             _require(self.target_tokens > 0, "target_tokens", self.target_tokens, "more than 0")
         _one_of("normalisation", self.normalisation, ("share", "minmax", "none"))
@@ -185,3 +226,65 @@ class ATPConfig(MethodConfig):
         _require(0 < self.floor < 1, "floor", self.floor, "between 0 and 1")
         for name in ("atp_weight", "target_weight"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+
+    def fitted(self, facts: ModelFacts) -> ATPConfig:
+        """With layers, target and grid filled in; see `MethodConfig.fitted`."""
+        config = super().fitted(facts)
+        assert isinstance(config, ATPConfig)
+        assert config.layers is not None
+        total = facts.visual_tokens
+        target = total / 4 if self.target_tokens is None else self.target_tokens
+        full = (config.layers[0] + 1) * total / facts.num_layers
+        if not full < target <= total:
+            raise ValueError(
+                f"target_tokens={target:g}: the {config.layers[0] + 1} layer(s) up to the first "
+                f"module cost {full:g} of {total} tokens of the mean over all {facts.num_layers} "
+                f"layers, so the target must be above {full:g} and at most {total}. Raise it, or "
+                "prune earlier."
+            )
+        grid = facts.grid if self.grid is None else self.grid
+        return dataclasses.replace(config, target_tokens=float(target), grid=grid)
+
+
+@dataclass(frozen=True)
+class RandomConfig(MethodConfig):
+    """Random pruning, the baseline.
+
+    Parameters
+    ----------
+    layers : tuple of int, optional
+        Decoder layers, counted from 0, after which tokens are dropped. None: the family's default.
+    keep : tuple of float
+        How many visual tokens of a sample stay after each of them, on average.
+    seed : int
+        Of the draws.
+
+    Raises
+    ------
+    ValueError
+        If a value is outside what is allowed; it names the value and what was expected.
+    """
+
+    method: ClassVar[str] = "random"
+
+    keep: tuple[float, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        object.__setattr__(self, "keep", tuple(float(k) for k in self.keep))
+        _require(bool(self.keep) and min(self.keep) >= 0, "keep", self.keep, "counts of 0 or more")
+        if self.layers is not None:
+            object.__setattr__(self, "layers", tuple(self.layers))
+            _check_layers(self.layers)
+
+    def fitted(self, facts: ModelFacts) -> RandomConfig:
+        """With layers filled in; see `MethodConfig.fitted`."""
+        config = super().fitted(facts)
+        assert isinstance(config, RandomConfig)
+        assert config.layers is not None
+        if len(config.layers) != len(self.keep):
+            raise ValueError(
+                f"keep={self.keep}: expected one count for each of the layers {config.layers}."
+            )
+        return config

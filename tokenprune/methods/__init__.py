@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..config import ATPConfig, MethodConfig
+from ..config import ATPConfig, MethodConfig, ModelFacts, RandomConfig
 from .atp import ATP
 from .base import Context, Method, Received, Selection, Trace
+from .random import Random
 
 __all__ = ["METHODS", "Context", "Method", "Received", "Selection", "Trace", "build", "config_from"]
 
 # Name → (configuration, method). A method is built from its configuration and the model's facts.
 METHODS: dict[str, tuple[type[MethodConfig], Callable[..., Method]]] = {
     "atp": (ATPConfig, ATP),
+    "random": (RandomConfig, Random),
 }
 
 
-def build(config: MethodConfig, **facts: Any) -> Method:
-    """The method that a configuration asks for, in a model of which `facts` are known."""
-    return METHODS[config.method][1](config, **facts)
+def build(config: MethodConfig, facts: ModelFacts) -> Method:
+    """The method that a fitted configuration asks for."""
+    return METHODS[config.method][1](config, visual_tokens=facts.visual_tokens)
 
 
 def config_from(values: dict[str, Any]) -> MethodConfig:
