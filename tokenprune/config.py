@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -21,10 +23,26 @@ def _one_of(name: str, given: str, allowed: tuple[str, ...]) -> None:
     _require(given in allowed, name, given, "one of " + ", ".join(map(repr, allowed)))
 
 
-def _check_layers(layers: tuple[int, ...]) -> None:
-    whole = all(isinstance(n, int) and n >= 0 for n in layers)
-    rising = all(a < b for a, b in pairwise(layers))
-    _require(bool(layers) and whole and rising, "layers", layers, "rising whole numbers from 0")
+def _is_number(given: object) -> bool:
+    return isinstance(given, int | float) and not isinstance(given, bool) and math.isfinite(given)
+
+
+def _is_whole(given: object) -> bool:
+    return isinstance(given, int) and not isinstance(given, bool)
+
+
+def _tuple_of(name: str, given: Any, expected: str) -> tuple[Any, ...]:
+    _require(isinstance(given, list | tuple), name, given, expected)
+    return tuple(given)
+
+
+def _checked_layers(given: Any) -> tuple[int, ...]:
+    expected = "rising whole numbers from 0"
+    layers = _tuple_of("layers", given, expected)
+    whole = all(_is_whole(n) and n >= 0 for n in layers)
+    rising = whole and all(a < b for a, b in pairwise(layers))
+    _require(bool(layers) and rising, "layers", layers, expected)
+    return layers
 
 
 @dataclass(frozen=True)
@@ -73,6 +91,10 @@ class MethodConfig:
                 f"follow layers 0 to {facts.num_layers - 2}."
             )
         return dataclasses.replace(self, layers=layers)
+
+    def _check_number(self, name: str, expected: str, allowed: Callable[[Any], bool]) -> None:
+        given = getattr(self, name)
+        _require(_is_number(given) and allowed(given), name, given, expected)
 
     def to_dict(self) -> dict[str, Any]:
         """A dictionary of JSON types, with the method's name under ``"method"``."""
@@ -187,10 +209,11 @@ class ATPConfig(MethodConfig):
     def __post_init__(self) -> None:
         """Check every field."""
         if self.layers is not None:
-            object.__setattr__(self, "layers", tuple(self.layers))
-            _check_layers(self.layers)
+            object.__setattr__(self, "layers", _checked_layers(self.layers))
+        for name in ("start_redundant", "start_spatial"):
+            _require(_is_number(getattr(self, name)), name, getattr(self, name), "a number")
         if self.target_tokens is not None:
-            _require(self.target_tokens > 0, "target_tokens", self.target_tokens, "more than 0")
+            self._check_number("target_tokens", "more than 0", lambda n: n > 0)
         _one_of("normalisation", self.normalisation, ("share", "minmax", "none"))
         _one_of("averaging", self.averaging, ("visible", "all"))
         _one_of("training", self.training, ("soft", "straight_through"))
@@ -199,33 +222,35 @@ class ATPConfig(MethodConfig):
             ("sources", ("self", "cross")),
             ("prunings", ("redundant", "spatial")),
         ):
-            given = tuple(getattr(self, name))
-            ok = bool(given) and set(given) <= set(allowed) and len(set(given)) == len(given)
-            _require(ok, name, given, f"one or both of {allowed}")
+            expected = f"one or both of {allowed}"
+            given = _tuple_of(name, getattr(self, name), expected)
+            ok = bool(given) and all(g in allowed for g in given)
+            ok = ok and len(set(given)) == len(given)
+            _require(ok, name, given, expected)
             object.__setattr__(self, name, given)
-        strides = tuple(self.strides)
-        _require(
-            bool(strides) and all(isinstance(s, int) and s > 1 for s in strides),
-            "strides",
-            strides,
-            "whole numbers above 1",
-        )
+        expected = "whole numbers above 1"
+        strides = _tuple_of("strides", self.strides, expected)
+        ok = bool(strides) and all(_is_whole(s) and s > 1 for s in strides)
+        _require(ok, "strides", strides, expected)
         object.__setattr__(self, "strides", strides)
-        _require(
-            0 < self.sample_weight < min(strides) ** 2,
+        most = min(strides) ** 2
+        self._check_number(
             "sample_weight",
-            self.sample_weight,
-            f"between 0 and {min(strides) ** 2}, or the densest grid's score is not positive",
+            f"between 0 and {most}, or the densest grid's score is not positive",
+            lambda n: 0 < n < most,
         )
         if self.grid is not None:
-            grid = tuple(self.grid)
-            _require(len(grid) == 2 and min(grid) > 0, "grid", grid, "two numbers above 0")
+            expected = "two whole numbers above 0"
+            grid = _tuple_of("grid", self.grid, expected)
+            ok = len(grid) == 2 and all(_is_whole(n) and n > 0 for n in grid)
+            _require(ok, "grid", grid, expected)
             object.__setattr__(self, "grid", grid)
-        _require(self.hidden > 0, "hidden", self.hidden, "more than 0")
-        _require(self.temperature > 0, "temperature", self.temperature, "more than 0")
-        _require(0 < self.floor < 1, "floor", self.floor, "between 0 and 1")
+        ok = _is_whole(self.hidden) and self.hidden > 0
+        _require(ok, "hidden", self.hidden, "a whole number above 0")
+        self._check_number("temperature", "more than 0", lambda n: n > 0)
+        self._check_number("floor", "between 0 and 1", lambda n: 0 < n < 1)
         for name in ("atp_weight", "target_weight"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+            self._check_number(name, "0 or more", lambda n: n >= 0)
 
     def fitted(self, facts: ModelFacts) -> ATPConfig:
         """With layers, target and grid filled in; see `MethodConfig.fitted`."""
@@ -272,11 +297,13 @@ class RandomConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         """Check every field."""
-        object.__setattr__(self, "keep", tuple(float(k) for k in self.keep))
-        _require(bool(self.keep) and min(self.keep) >= 0, "keep", self.keep, "counts of 0 or more")
+        expected = "counts of 0 or more"
+        keep = _tuple_of("keep", self.keep, expected)
+        _require(bool(keep) and all(_is_number(k) and k >= 0 for k in keep), "keep", keep, expected)
+        object.__setattr__(self, "keep", tuple(float(k) for k in keep))
+        _require(_is_whole(self.seed), "seed", self.seed, "a whole number")
         if self.layers is not None:
-            object.__setattr__(self, "layers", tuple(self.layers))
-            _check_layers(self.layers)
+            object.__setattr__(self, "layers", _checked_layers(self.layers))
 
     def fitted(self, facts: ModelFacts) -> RandomConfig:
         """With layers filled in; see `MethodConfig.fitted`."""

@@ -72,7 +72,7 @@ class Engine(nn.Module):
 
     # -- on and off ----------------------------------------------------------------------------
 
-    def attach(self, model: nn.Module) -> None:
+    def attach(self, model: Any) -> None:
         """Put the hooks on, and the attention backend into the text configuration."""
         core = self.adapter.core(model)
         layers = self.adapter.decoder_layers(model)
@@ -107,12 +107,16 @@ class Engine(nn.Module):
         for module, n in enumerate(self.method.layers):
             after(layers[n], partial(self._after_layer, module, n))
         after(layers[-1], self._after_last_layer)
+        if hasattr(model, "generate"):
+            # On the instance, so that deleting it uncovers the class's own.
+            model.generate = partial(self._generate, model.generate)
 
     def detach(self, model: nn.Module) -> None:
         """Take everything back that `attach` did."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        vars(model).pop("generate", None)
         self.adapter.text_config(model)._attn_implementation = backend_of(self.attention)
         delattr(model, ATTRIBUTE)
         if self.required_grad is not None:
@@ -127,6 +131,10 @@ class Engine(nn.Module):
             yield
         finally:
             frames.resume(self)
+
+    def _generate(self, generate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        with frames.generating(self):
+            return generate(*args, **kwargs)
 
     # -- around the model ----------------------------------------------------------------------
 
@@ -169,6 +177,9 @@ class Engine(nn.Module):
             frame = Frame(self)
             frames.push(frame)
         layout = None if frames.is_paused(self) else self.adapter.locate(core, inputs)
+        prompt_length = None
+        if layout is not None:
+            prompt_length = frames.prompt_length(self, layout.mask.shape[1])
         soft = self.training and torch.is_grad_enabled() and self.method.trainable
         frame.run = Run(
             method=self.method,
@@ -177,6 +188,7 @@ class Engine(nn.Module):
             layout=layout,
             attention_mask=inputs.get("attention_mask"),
             labels=frame.labels,
+            prompt_length=prompt_length,
             soft=soft,
             causal=self._causal,
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -12,7 +14,18 @@ if TYPE_CHECKING:
     from .engine import Engine
     from .run import Run
 
-__all__ = ["Frame", "current_run", "is_paused", "pause", "pop", "push", "resume", "top"]
+__all__ = [
+    "Frame",
+    "current_run",
+    "generating",
+    "is_paused",
+    "pause",
+    "pop",
+    "prompt_length",
+    "push",
+    "resume",
+    "top",
+]
 
 
 @dataclass
@@ -34,8 +47,17 @@ class Frame:
     run: Run | None = field(default=None)
 
 
+@dataclass
+class Generation:
+    """One call of ``generate``: what lies past its first forward's length is answer, not prompt."""
+
+    engine: Engine
+    prompt_length: int | None = None
+
+
 # A context variable: each thread and each task has its own.
 _STACK: ContextVar[tuple[Frame, ...]] = ContextVar("tokenprune_frames", default=())
+_GENERATION: ContextVar[Generation | None] = ContextVar("tokenprune_generation", default=None)
 _PAUSED: ContextVar[tuple[Engine, ...]] = ContextVar("tokenprune_paused", default=())
 
 
@@ -63,6 +85,31 @@ def current_run() -> Run | None:
     """The forward pass that is running now."""
     stack = _STACK.get()
     return stack[-1].run if stack else None
+
+
+@contextmanager
+def generating(engine: Engine) -> Iterator[None]:
+    """Inside, a call of ``generate`` runs."""
+    outer = _GENERATION.get()
+    _GENERATION.set(Generation(engine))
+    try:
+        yield
+    finally:
+        _GENERATION.set(outer)
+
+
+def prompt_length(engine: Engine, length: int) -> int | None:
+    """How long the prompt is, asked by a forward of `length` tokens; None outside ``generate``.
+
+    Without a cache ``generate`` runs prompt and answer so far through the model at every step, and
+    nothing in its arguments tells them apart: the first forward's length does.
+    """
+    generation = _GENERATION.get()
+    if generation is None or generation.engine is not engine:
+        return None
+    if generation.prompt_length is None:
+        generation.prompt_length = length
+    return generation.prompt_length
 
 
 def pause(engine: Engine) -> None:

@@ -60,6 +60,8 @@ class Run:
         As the core was given it.
     labels : int64, (batch, length), optional
         Positions other than -100 are answers: they never speak in a score.
+    prompt_length : int, optional
+        Positions from here on are answers, likewise.
     soft : bool
         Soften the tokens instead of dropping them.
     causal : bool
@@ -74,6 +76,7 @@ class Run:
         layout: VisualLayout | None,
         attention_mask: Tensor | None,
         labels: Tensor | None,
+        prompt_length: int | None,
         soft: bool,
         causal: bool,
     ) -> None:
@@ -100,10 +103,14 @@ class Run:
         self.present: Tensor | None = None
         self.layout = layout
         if layout is not None:
-            self._begin(layout, attention_mask, labels)
+            self._begin(layout, attention_mask, labels, prompt_length)
 
     def _begin(
-        self, layout: VisualLayout, attention_mask: Tensor | None, labels: Tensor | None
+        self,
+        layout: VisualLayout,
+        attention_mask: Tensor | None,
+        labels: Tensor | None,
+        prompt_length: int | None,
     ) -> None:
         shape = layout.mask.shape
         if attention_mask is not None and attention_mask.ndim == 2:
@@ -114,6 +121,8 @@ class Run:
             prompt = prompt & self.present
         if labels is not None and labels.shape == shape:
             prompt = prompt & (labels.to(prompt.device) == -100)
+        if prompt_length is not None:
+            prompt[:, prompt_length:] = False
         self.layout = layout
         self.stage = Stage(None, layout, prompt, self.present)
         self.weight = layout.mask.float()

@@ -69,9 +69,10 @@ def draw(
         placed = alive & (stats.row[sample] >= 0)
         kept[stats.row[sample][placed], stats.col[sample][placed]] = True
         values = stats.thresholds[number, sample]
+        # Named by letters: the font that Pillow brings has no θ.
         shown = "  ".join(
-            f"{name} {value:.2f}"
-            for name, value in zip(("θr", "θs"), values, strict=False)
+            f"threshold {name} {value:.2f}"
+            for name, value in zip(("r", "s"), values, strict=False)
             if not np.isnan(value)
         )
         title = f"after layer {layer + 1}: {alive.sum()} kept"
