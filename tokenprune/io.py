@@ -121,8 +121,8 @@ def load_heads(model: nn.Module, source: str | Path) -> None:
     wrong += [f"{k}: not finite" for k in bad]
     if wrong:
         raise ValueError(f"The heads in {weights} do not fit: " + "; ".join(wrong) + ".")
+    engine.method.load_runtime_state(about.get("runtime", {}))  # refuses before it changes
     engine.method.load_state_dict(tensors)
-    engine.method.load_runtime_state(about.get("runtime", {}))
 
 
 def _facts(model: nn.Module, engine: Engine) -> dict[str, Any]:

@@ -36,12 +36,15 @@ class Stage:
         Text that may speak in a score.
     present : bool, (batch, tokens), optional
         False at padding. None: no padding.
+    read : bool, (batch, tokens)
+        Where a next token is read off: these stay, whatever they are.
     """
 
     kept: Survivors | None
     layout: VisualLayout
     prompt: Tensor
     present: Tensor | None
+    read: Tensor
 
 
 class Run:
@@ -119,12 +122,18 @@ class Run:
         prompt = ~layout.mask
         if self.present is not None:
             prompt = prompt & self.present
+        present = layout.mask.new_ones(shape) if self.present is None else self.present
+        last = (torch.arange(shape[1], device=present.device) * present).argmax(1)
+        read = torch.zeros_like(present).scatter(1, last[:, None], True)
         if labels is not None and labels.shape == shape:
-            prompt = prompt & (labels.to(prompt.device) == -100)
+            answer = labels.to(prompt.device) != -100
+            prompt = prompt & ~answer
+            read[:, :-1] |= answer[:, 1:] & present[:, :-1]
         if prompt_length is not None:
             prompt[:, prompt_length:] = False
+            read[:, prompt_length - 1] |= present[:, prompt_length - 1]
         self.layout = layout
-        self.stage = Stage(None, layout, prompt, self.present)
+        self.stage = Stage(None, layout, prompt, self.present, read)
         self.weight = layout.mask.float()
         self.visual_tokens = layout.counts()
 
@@ -324,10 +333,7 @@ class Run:
     def _drop(self, layer: int, stage: Stage, selection: Selection, hidden: Tensor) -> Tensor:
         visual = stage.layout.mask
         present = visual.new_ones(visual.shape) if stage.present is None else stage.present
-        # Logits of the next token are read at the last position: it stays, whatever it is.
-        last = (torch.arange(visual.shape[1], device=visual.device) * present).argmax(1)
-        alive = present & (selection.keep | ~visual)
-        alive = alive.scatter(1, last[:, None], True)
+        alive = (present & (selection.keep | ~visual)) | stage.read
         counts = alive.sum(dim=1)
         dropped = (present & ~alive).any()
         bad = dropped.new_zeros(()) if selection.scores is None else _any_nan(selection, visual)
@@ -344,11 +350,11 @@ class Run:
             return hidden
         kept = survivors(alive, most, ragged=most != fewest)
         every = kept if stage.kept is None else stage.kept.then(kept)
-        prompt = stage.prompt.gather(1, kept.index)
+        prompt, read = (part.gather(1, kept.index) for part in (stage.prompt, stage.read))
         if kept.valid is not None:
-            prompt = prompt & kept.valid
+            prompt, read = prompt & kept.valid, read & kept.valid
         layout = stage.layout.gather(kept.index, kept.valid)
-        after = Stage(every, layout, prompt, kept.valid)
+        after = Stage(every, layout, prompt, kept.valid, read)
         gathered = gather_hidden(hidden, kept.index)
         self.stage = after
         self._memo.clear()

@@ -45,6 +45,14 @@ def attention_received(
     seen_by : float32, (batch, groups, keys)
         Sum of the weights of the queries that can see the key.
     """
+    # Autocast would multiply in half precision, whose range the hidden logits exceed.
+    with torch.autocast(query.device.type, enabled=False):
+        return _by_blocks(query, key, weights, mask, scaling)
+
+
+def _by_blocks(
+    query: Tensor, key: Tensor, weights: Tensor, mask: Tensor | None, scaling: float | None
+) -> tuple[Tensor, Tensor]:
     batch, heads, queries, width = query.shape
     kv_heads, keys = key.shape[1:3]
     scaling = width**-0.5 if scaling is None else scaling

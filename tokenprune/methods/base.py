@@ -157,7 +157,7 @@ class Method(nn.Module):
         return {}
 
     def load_runtime_state(self, state: dict[str, Any]) -> None:
-        """Take back what `runtime_state` gave."""
+        """Take back what `runtime_state` gave; ValueError, and no change, if it is not that."""
 
     def extra_repr(self) -> str:
         """The layers, in the model's printed form."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ __all__ = ["calibrate", "set_budget"]
 # Beyond this a shift of the logits moves no threshold that float32 can tell from 0 or 1.
 _LIMIT = 16.0
 _STEPS = 24
-_CLOSE = 0.002  # as a share of the target: well inside what other data will differ by
+_CLOSE = 0.003  # as a share of the target: well inside what other data will differ by
 
 
 def calibrate(
@@ -31,7 +32,8 @@ def calibrate(
 
     Bisection on a shift of the thresholds' logits, the same for all samples, so that complex
     pictures still get more. θ_r moves; only where the spatial grid alone is above the budget does
-    θ_s move too. Needs no labels. The last target is the one the model is left at; `set_budget`
+    θ_s move too, and alone where it is all there is: its ladder has few steps, of which the
+    nearest is taken. Needs no labels. The last target is the one the model is left at; `set_budget`
     goes to another.
 
     Parameters
@@ -43,7 +45,8 @@ def calibrate(
     target_tokens : float or sequence of float
         Mean visual tokens per image over all layers.
     max_kept : int, optional
-        Hard cap: no more visual tokens of a sample than this stay after any module.
+        Hard cap: no more visual tokens of a sample than this stay after any module. (One more where
+        a prompt ends in a visual token: the last token always stays.)
 
     Returns
     -------
@@ -53,7 +56,7 @@ def calibrate(
     Raises
     ------
     ValueError
-        If a target is below what the layers before the first module cost, or above all tokens;
+        If a target is not above what the layers before the first module cost, or above all tokens;
         if there are no batches, or they hold no image. The thresholds are then as they were.
     """
     engine, method = _atp_of(model)
@@ -62,18 +65,19 @@ def calibrate(
         raise ValueError("batches is empty: expected at least one dict of the model's arguments.")
     if max_kept is not None and max_kept < 1:
         raise ValueError(f"max_kept={max_kept}: expected 1 or more, or None.")
-    targets = [target_tokens] if isinstance(target_tokens, int | float) else list(target_tokens)
+    targets = _targets(target_tokens)
     before = method.runtime_state()
-    training = model.training
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         method.max_kept = max_kept
-        found = [_bisect(model, engine, method, batches, float(target)) for target in targets]
+        found = _find(model, engine, method, batches, targets)
     except BaseException:
         method.load_runtime_state(before)
         raise
     finally:
-        model.train(training)
+        for module, training in modes.items():
+            module.training = training
     known = {budget["tokens"]: budget for budget in method.budgets}
     known |= {budget["tokens"]: budget for budget, _ in found}
     method.budgets = [known[tokens] for tokens in sorted(known)]
@@ -118,6 +122,14 @@ def set_budget(model: nn.Module, target_tokens: float) -> None:
     _apply(method, {"shifts": shifts, "max_kept": cap})
 
 
+def _targets(given: Any) -> list[float]:
+    if isinstance(given, Real):
+        return [float(given)]
+    if isinstance(given, str) or not isinstance(given, Iterable) or not (given := list(given)):
+        raise ValueError(f"target_tokens={given!r}: expected a number, or one number or more.")
+    return [float(target) for target in given]
+
+
 def _apply(method: ATP, budget: Mapping[str, Any]) -> None:
     method.shifts = list(budget["shifts"])
     method.max_kept = budget["max_kept"]
@@ -133,39 +145,67 @@ def _atp_of(model: nn.Module) -> tuple[Engine, ATP]:
     return engine, engine.method
 
 
-def _bisect(
-    model: nn.Module, engine: Engine, method: ATP, batches: list[Any], target: float
-) -> tuple[dict[str, Any], float]:
-    def measure(redundant: float, spatial: float) -> float:
+def _find(
+    model: nn.Module, engine: Engine, method: ATP, batches: list[Any], targets: list[float]
+) -> list[tuple[dict[str, Any], float]]:
+    """For each target, the budget that meets it and the mean it measured."""
+
+    def count(redundant: float, spatial: float) -> float:
         method.shifts = [redundant, spatial]
         return _mean_tokens(model, engine, batches)
 
-    most, least = measure(-_LIMIT, -_LIMIT), measure(_LIMIT, _LIMIT)
-    if not least < target < most:
-        raise ValueError(
-            f"target_tokens={target}: on these batches between {least:.1f} (the layers before the "
-            f"first module, and what is never dropped) and {most:.1f} can be reached."
-        )
-    spatial = 0.0
-    if measure(_LIMIT, 0.0) > target:
-        # The grids alone are above the budget: make them sparse enough, then fill up.
-        low, high = 0.0, _LIMIT
-        for _ in range(_STEPS):
-            spatial = (low + high) / 2
-            low, high = (spatial, high) if measure(_LIMIT, spatial) > target else (low, spatial)
-        spatial = high
+    most, least = count(-_LIMIT, -_LIMIT), count(_LIMIT, _LIMIT)
+    grids_alone = count(_LIMIT, 0.0)
+    found = []
+    for target in targets:
+        if not least < target <= most:
+            raise ValueError(
+                f"target_tokens={target}: on these batches more than {least:.1f} (the layers "
+                f"before the first module, and what is never dropped) and up to {most:.1f} can be "
+                "reached."
+            )
+        if "redundant" not in method.config.prunings:
+            _, spatial, measured = _bisect(lambda shift: count(0.0, shift), target)
+            shifts = [0.0, spatial]
+        else:
+            spatial = 0.0
+            if grids_alone > target:
+                # Make the grids sparse enough, then fill up.
+                spatial, _, _ = _bisect(lambda shift: count(_LIMIT, shift), target)
+
+            def beside_grids(shift: float, grids: float = spatial) -> float:
+                return count(shift, grids)
+
+            _, redundant, measured = _bisect(beside_grids, target)
+            shifts = [redundant, spatial]
+        budget = {"tokens": target, "shifts": shifts, "max_kept": method.max_kept}
+        found.append((budget, measured))
+    return found
+
+
+def _bisect(count: Callable[[float], float], target: float) -> tuple[float, float, float]:
+    """Where a falling count meets a target.
+
+    Returns
+    -------
+    tuple
+        A shift at which the count is at most the target, the shift at which it is closest to it,
+        and the count there.
+    """
     low, high = -_LIMIT, _LIMIT
-    best, best_measured = 0.0, float("inf")
+    # Most answers lie within ±1 of where training left the thresholds: look there first.
+    probes = [-1.0, 1.0]
+    best, best_count = 0.0, float("inf")
     for _ in range(_STEPS):
-        shift = (low + high) / 2
-        measured = measure(shift, spatial)
-        if abs(measured - target) < abs(best_measured - target):
-            best, best_measured = shift, measured
-        if abs(measured - target) <= _CLOSE * target:
+        inside = [shift for shift in probes if low < shift < high]
+        shift = inside[0] if inside else (low + high) / 2
+        found = count(shift)
+        if abs(found - target) < abs(best_count - target):
+            best, best_count = shift, found
+        if abs(found - target) <= _CLOSE * target:
             break
-        low, high = (shift, high) if measured > target else (low, shift)
-    budget = {"tokens": target, "shifts": [best, spatial], "max_kept": method.max_kept}
-    return budget, best_measured
+        low, high = (shift, high) if found > target else (low, shift)
+    return (best if best_count <= target else high), best, best_count
 
 
 @torch.no_grad()

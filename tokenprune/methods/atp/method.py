@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -106,10 +107,43 @@ class ATP(Method):
         return {"shifts": self.shifts, "max_kept": self.max_kept, "budgets": self.budgets}
 
     def load_runtime_state(self, state: dict[str, Any]) -> None:
-        """Set the knob and the budgets."""
-        self.shifts = [float(shift) for shift in state.get("shifts", (0.0, 0.0))]
-        self.max_kept = state.get("max_kept")
-        self.budgets = [dict(budget) for budget in state.get("budgets", ())]
+        """Set the knob and the budgets.
+
+        Raises
+        ------
+        ValueError
+            If the state is not what `runtime_state` gives. Nothing is then changed.
+        """
+        try:
+            shifts = _shifts(state.get("shifts", (0.0, 0.0)))
+            max_kept = _cap(state.get("max_kept"))
+            budgets = [
+                {
+                    "tokens": float(budget["tokens"]),
+                    "shifts": _shifts(budget["shifts"]),
+                    "max_kept": _cap(budget["max_kept"]),
+                }
+                for budget in state.get("budgets", ())
+            ]
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"runtime={state!r}: expected shifts, max_kept and budgets as save_heads writes "
+                f"them ({error!r})."
+            ) from error
+        self.shifts, self.max_kept, self.budgets = shifts, max_kept, budgets
+
+
+def _shifts(given: Any) -> list[float]:
+    shifts = [float(shift) for shift in given]
+    if len(shifts) != 2 or not all(map(math.isfinite, shifts)):
+        raise ValueError(f"shifts={given!r}: expected two finite numbers")
+    return shifts
+
+
+def _cap(given: Any) -> int | None:
+    if given is not None and (not isinstance(given, int) or given < 1):
+        raise ValueError(f"max_kept={given!r}: expected a whole number from 1, or None")
+    return given
 
 
 def _among_best(margin: Tensor, most: int) -> Tensor:
