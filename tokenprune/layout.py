@@ -73,14 +73,11 @@ class VisualLayout:
         place = order % per_image - leading
         on_grid = mask & (place >= 0)
 
-        def where(cond: Tensor, value: Tensor | int) -> Tensor:
-            return torch.where(cond, torch.as_tensor(value, device=mask.device), -1)
-
         return cls(
             mask=mask,
-            image=where(mask, order // per_image),
-            row=where(on_grid, place // width),
-            col=where(on_grid, place % width),
-            height=where(mask, height),
-            width=where(mask, width),
+            image=torch.where(mask, order // per_image, -1),
+            row=torch.where(on_grid, place // width, -1),
+            col=torch.where(on_grid, place % width, -1),
+            height=torch.where(mask, height, -1),
+            width=torch.where(mask, width, -1),
         )

@@ -68,6 +68,7 @@ class Engine(nn.Module):
         self.trackers: list[Callable[[Record], None]] = []
         self.required_grad: dict[str, bool] | None = None
         self._handles: list[RemovableHandle] = []
+        self._instance_generate: Callable[..., Any] | None = None
         self._signatures: dict[str, inspect.Signature] = {}
 
     # -- on and off ----------------------------------------------------------------------------
@@ -108,7 +109,8 @@ class Engine(nn.Module):
             after(layers[n], partial(self._after_layer, module, n))
         after(layers[-1], self._after_last_layer)
         if hasattr(model, "generate"):
-            # On the instance, so that deleting it uncovers the class's own.
+            # On the instance, where it covers the class's own until it is deleted.
+            self._instance_generate = vars(model).get("generate")
             model.generate = partial(self._generate, model.generate)
 
     def detach(self, model: nn.Module) -> None:
@@ -117,6 +119,8 @@ class Engine(nn.Module):
             handle.remove()
         self._handles.clear()
         vars(model).pop("generate", None)
+        if self._instance_generate is not None:
+            vars(model)["generate"] = self._instance_generate
         self.adapter.text_config(model)._attn_implementation = backend_of(self.attention)
         delattr(model, ATTRIBUTE)
         if self.required_grad is not None:
@@ -208,7 +212,7 @@ class Engine(nn.Module):
             for tracker in list(self.trackers):
                 tracker(record)
         hidden_states = getattr(output, "hidden_states", None)
-        if hidden_states is not None and run.stage_after:
+        if hidden_states is not None and run.drops:
             output["hidden_states"] = run.full_length(hidden_states)
         return output
 

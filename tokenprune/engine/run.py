@@ -98,7 +98,8 @@ class Run:
         self.counts: list[Tensor] = []
         self.weight: Tensor | None = None
         self.replay: dict[int, Tensor] = {}
-        self.stage_after: dict[int, tuple[Any, Stage, Stage]] = {}
+        # Layer → its output as it was, the survivors before it, the survivors after it.
+        self.drops: dict[int, tuple[Any, Survivors | None, Survivors]] = {}
         self._received: dict[int, dict[str, Received]] = {}
         self._memo: dict[tuple[Any, ...], tuple[Any, Any]] = {}
         # The rule of the tokens' order is causal and nothing else: a 2-D mask only says padding.
@@ -359,7 +360,7 @@ class Run:
         self.stage = after
         self._memo.clear()
         self.decisions.append(Decision(layer, every, selection.thresholds))
-        self.stage_after[layer] = (weakref.ref(hidden), stage, after)
+        self.drops[layer] = (weakref.ref(hidden), stage.kept, every)
         self._note_keys(layer, every)
         return gathered
 
@@ -391,20 +392,20 @@ class Run:
 
     def full_length(self, hidden_states: tuple[Any, ...]) -> tuple[Any, ...]:
         """Collected hidden states, each at full length; entry n is the input of layer n."""
-        stage: Stage | None = None
+        kept: Survivors | None = None
         full = []
         for n, hidden in enumerate(hidden_states):
-            if n - 1 in self.stage_after:
-                raw, before, after = self.stage_after[n - 1]
-                # Some releases collect a layer's output before our hook, some after it.
-                stage = before if raw() is hidden else after
-            kept = None if stage is None else stage.kept
-            if hidden is not None and kept is not None:
-                at_full = hidden.shape[1] != kept.index.shape[1]
-                hidden = hidden if at_full else scatter_hidden(hidden, kept, self.length)
+            if n - 1 in self.drops:
+                raw, before, kept = self.drops[n - 1]
+                if hidden is not None and raw() is hidden:
+                    # This release collects a layer's output before our hook: drop here too.
+                    if before is not None:
+                        hidden = scatter_hidden(hidden, before, self.length)
+                    hidden = gather_hidden(hidden, kept.index)
+            # The last one has been through `leave_last_layer`.
+            if hidden is not None and kept is not None and n < self.num_layers:
+                hidden = scatter_hidden(hidden, kept, self.length)
             full.append(hidden)
-            if n - 1 in self.stage_after:
-                stage = self.stage_after[n - 1][2]
         return tuple(full)
 
     def trace(self) -> Trace:
