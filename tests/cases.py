@@ -1,0 +1,105 @@
+"""What Hypothesis draws: batches, layers, and what is kept after each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from .models import IMAGE, SIDE, Batch, Prompt, make_batch, row_alone, tiny_llava
+from .reference import Pass, Reference
+from .scripted import alive_table
+
+LAYERS = 5
+MAX_IMAGES = 2
+
+
+@dataclass(frozen=True)
+class Case:
+    """A batch and a script for it.
+
+    Attributes
+    ----------
+    shares : tuple of tuple of float
+        For each module and row, the share of the tokens that it keeps.
+    """
+
+    prompts: tuple[Prompt, ...]
+    padding: str
+    layers: tuple[int, ...]
+    shares: tuple[tuple[float, ...], ...]
+    seed: int
+
+    @property
+    def rows(self) -> int:
+        return len(self.prompts)
+
+    def batch(self, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Batch:
+        return make_batch(self.prompts, self.padding, device, dtype, self.seed)
+
+    def script(self) -> Tensor:
+        """What is kept: bool, (modules, rows, images, side, side)."""
+        generator = torch.Generator().manual_seed(self.seed)
+        shape = (len(self.layers), self.rows, MAX_IMAGES, SIDE, SIDE)
+        shares = torch.tensor(self.shares)[:, :, None, None, None]
+        return torch.rand(shape, generator=generator) < shares
+
+
+def texts(least: int = 1) -> st.SearchStrategy[int]:
+    return st.integers(least, 9)
+
+
+def prompts(image: bool | None = None) -> st.SearchStrategy[Prompt]:
+    """Text around up to two images. `image`: whether there must be one, or may be none."""
+    with_image = st.one_of(
+        st.tuples(texts(), st.just(IMAGE), texts()),
+        st.tuples(texts(), st.just(IMAGE), texts(), st.just(IMAGE), texts()),
+        st.tuples(texts(), st.just(IMAGE), st.just(IMAGE), texts()),
+        st.tuples(st.just(IMAGE), texts()),
+        st.tuples(texts(), st.just(IMAGE)),
+        st.just((IMAGE,)),
+    )
+    without = st.tuples(texts())
+    return {None: st.one_of(with_image, without), True: with_image, False: without}[image]
+
+
+@st.composite
+def cases(draw: st.DrawFn, rows: int = 3, image: bool | None = None) -> Case:
+    """Up to `rows` rows."""
+    drawn = tuple(draw(st.lists(prompts(image), min_size=1, max_size=rows)))
+    after = st.lists(st.integers(0, LAYERS - 2), min_size=1, max_size=3, unique=True)
+    layers = tuple(sorted(draw(after)))
+    share = st.sampled_from([0.0, 0.15, 0.5, 0.9, 1.0])
+    shares = tuple(tuple(draw(share) for _ in drawn) for _ in layers)
+    padding = draw(st.sampled_from(["left", "right"]))
+    return Case(drawn, padding, layers, shares, draw(st.integers(0, 2**16)))
+
+
+@cache
+def model_of(attn: str = "sdpa", device: str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
+    """One model for all examples of a test: wrap it, and unwrap it again."""
+    return tiny_llava(attn, dtype, layers=LAYERS, device=device)
+
+
+def positions(mask: Tensor) -> Tensor:
+    """Position ids as `generate` makes them: the first word of each row is at 0."""
+    return (mask.cumsum(dim=1) - 1).clamp(min=0)
+
+
+def reference_rows(
+    model: Any, batch: Batch, layers: Sequence[int], script: Tensor
+) -> list[tuple[Tensor, Tensor, Pass]]:
+    """For each row: where its tokens stand in the batch, which are alive, and its pass."""
+    reference = Reference(model)
+    found = []
+    for n in range(batch["input_ids"].shape[0]):
+        row = row_alone(batch, n)
+        alive = alive_table(row, layers, script[:, n], model.config.text_config.num_hidden_layers)
+        where = batch["attention_mask"][n].nonzero()[:, 0]
+        found.append((where, alive, reference.run(reference.embed(row), alive)))
+    return found

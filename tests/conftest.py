@@ -1,0 +1,53 @@
+"""The device that tests run on, and how hard Hypothesis looks.
+
+``--device cpu`` or ``--device cuda`` keeps to one device; without it a test that takes `device`
+runs on each there is. Tests that do not take it have nothing to do with devices, so a run on CUDA
+alone leaves them out.
+"""
+
+import os
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "default",
+    max_examples=12,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile(
+    "thorough", settings.get_profile("default"), max_examples=150, derandomize=False
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+torch.set_num_threads(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", choices=("cpu", "cuda"), help="run on this device only")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--device") == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError(
+            "--device cuda: torch sees no CUDA device here, so there is nothing to test. Run it "
+            "where there is one, or run `make test`."
+        )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "device" in metafunc.fixturenames:
+        only = metafunc.config.getoption("--device")
+        both = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+        metafunc.parametrize("device", [only] if only else both)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--device") == "cuda":
+        on_device = [item for item in items if "device" in getattr(item, "fixturenames", ())]
+        left_out = [item for item in items if item not in on_device]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = on_device

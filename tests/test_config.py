@@ -1,0 +1,135 @@
+"""Configurations: JSON both ways, and every value outside what is allowed refused by name."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokenprune.config import ATPConfig
+from tokenprune.methods import METHODS, config_from
+
+positive = st.floats(0.01, 100)
+atp_configs = st.builds(
+    ATPConfig,
+    layers=st.none() | st.sets(st.integers(0, 40), min_size=1).map(lambda s: tuple(sorted(s))),
+    target_tokens=st.none() | positive,
+    normalisation=st.sampled_from(("share", "minmax", "none")),
+    averaging=st.sampled_from(("visible", "all")),
+    sources=st.sampled_from((("self",), ("cross",), ("self", "cross"), ("cross", "self"))),
+    prunings=st.sampled_from((("redundant",), ("spatial",), ("redundant", "spatial"))),
+    strides=st.lists(st.integers(2, 9), min_size=1).map(tuple),
+    sample_weight=st.floats(0.1, 3.9),
+    hidden=st.integers(1, 300),
+    grid=st.none() | st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    start_redundant=st.floats(-5, 5),
+    start_spatial=st.floats(-5, 5),
+    temperature=positive,
+    training=st.sampled_from(("soft", "straight_through")),
+    floor=st.floats(1e-6, 0.5),
+    atp_weight=st.just(0) | positive,
+    target_weight=st.just(0.0) | positive,
+    target_unit=st.sampled_from(("share", "tokens")),
+)
+
+
+# What a method cannot be built without.
+NEEDED = {"random": {"keep": (9, 4.5), "layers": (1, 2)}}
+
+
+def a_config(name):
+    return METHODS[name][0](**NEEDED.get(name, {}))
+
+
+@given(config=atp_configs)
+def test_atp_survives_json(config):
+    values = json.loads(config.to_json())
+    assert values == config.to_dict()
+    assert values["method"] == "atp"
+    for back in (ATPConfig.from_json(config.to_json()), config_from(values)):
+        assert back == config
+        assert type(back) is ATPConfig
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_every_method_survives_json(name):
+    config = a_config(name)
+    assert type(config) is METHODS[name][0]
+    assert config.method == name
+    back = config_from(json.loads(config.to_json()))
+    assert back == config
+    assert set(config.to_dict()) == {"method", *(f.name for f in dataclasses.fields(config))}
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_what_a_newer_release_wrote_is_left_out_with_a_warning(name):
+    config = a_config(name)
+    values = {**config.to_dict(), "zoom": 2, "invented_later": 1}
+    with pytest.warns(UserWarning, match=r"\['invented_later', 'zoom'\]"):
+        assert config_from(values) == config
+
+
+def test_another_method_is_refused():
+    with pytest.raises(ValueError, match=r"method='dream'.*expected one of"):
+        config_from({"method": "dream"})
+    with pytest.raises(ValueError, match=r"method='dream'.*expected 'atp'"):
+        ATPConfig.from_dict({"method": "dream"})
+    with pytest.raises(ValueError, match=r"method=None.*expected one of"):
+        config_from({})
+
+
+def test_a_configuration_cannot_be_changed():
+    config = ATPConfig()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.hidden = 3
+
+
+NAN, INF = float("nan"), float("inf")
+NUMBERS = ("start_redundant", "start_spatial", "temperature", "floor", "sample_weight")
+BAD_LAYERS = ((), (3, 3), (5, 2), (-1, 2), (1.5,), ("3",), (True,), 3, "13")
+BAD = [
+    *(("layers", bad) for bad in BAD_LAYERS),
+    *(("target_tokens", bad) for bad in (0, -1, NAN, INF, "144")),
+    *((name, bad) for name in ("normalisation", "averaging") for bad in ("mean", "", None, 1)),
+    *((name, bad) for name in ("training", "target_unit") for bad in ("hard", None, ["soft"])),
+    *(("sources", bad) for bad in ((), ("self", "self"), ("text",), "self", None, 3)),
+    *(("prunings", bad) for bad in ((), ("spatial", "spatial"), ("random",), "spatial", None)),
+    *(("strides", bad) for bad in ((), (1, 2), (2.0, 3), (0,), ("2",), 2, None)),
+    *(("sample_weight", bad) for bad in (0, -3, 4, 4.5)),
+    *(("hidden", bad) for bad in (0, -1, 2.5, "64", None)),
+    *(("grid", bad) for bad in ((24,), (24, 24, 1), (0, 24), (24, -1), (2.5, 3), 24, "ab")),
+    *(("temperature", bad) for bad in (0, -20)),
+    *(("floor", bad) for bad in (0, 1, -0.1, 2)),
+    *((n, bad) for n in ("atp_weight", "target_weight") for bad in (-0.1, NAN, INF, "1", None)),
+    *((name, bad) for name in NUMBERS for bad in (NAN, INF, -INF, "0.5", None)),
+]
+BAD_RANDOM = [
+    *(("layers", bad) for bad in BAD_LAYERS),
+    *(("keep", bad) for bad in ((), (3, -1), (NAN,), (INF,), ("3",), 5, None)),
+    *(("seed", bad) for bad in (0.5, None, "1")),
+]
+BAD_OF = {"atp": BAD, "random": BAD_RANDOM}
+CASES = [(method, name, bad) for method, table in BAD_OF.items() for name, bad in table]
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "bad"), CASES, ids=[f"{m}-{n}={v!r}" for m, n, v in CASES]
+)
+def test_a_bad_value_is_named_with_what_was_expected(method, name, bad):
+    values = {**NEEDED.get(method, {}), name: bad}
+    start = re.escape(f"{name}={bad!r}: expected ")
+    with pytest.raises(ValueError, match=rf"^{start}.+\.$"):
+        METHODS[method][0](**values)
+
+
+def test_every_field_of_every_method_has_a_bad_value_here():
+    fields = {name: {f.name for f in dataclasses.fields(METHODS[name][0])} for name in METHODS}
+    assert {name: {field for field, _ in table} for name, table in BAD_OF.items()} == fields
+
+
+def test_the_densest_grid_bounds_the_sample_weight():
+    assert ATPConfig(strides=(3, 6), sample_weight=8.9).sample_weight == 8.9
+    with pytest.raises(ValueError, match=r"sample_weight=9\.0: expected between 0 and 9"):
+        ATPConfig(strides=(3, 6), sample_weight=9.0)

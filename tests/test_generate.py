@@ -1,0 +1,125 @@
+"""Invariant 5, as `generate` drives it: its words are those of the reference and of each other."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from torch import Tensor
+
+from .cases import LAYERS, Case, cases, model_of
+from .models import Batch, row_alone, tiny_llava
+from .reference import Reference
+from .scripted import alive_table, scripted
+
+STEPS = 5
+
+
+def left(case: Case) -> Case:
+    """`generate` wants its padding on the left."""
+    return Case(case.prompts, "left", case.layers, case.shares, case.seed)
+
+
+def repeated(batch: Batch, times: int) -> Batch:
+    """Each row so many times, with its pictures."""
+    rows = [row_alone(batch, n) for n in range(batch["input_ids"].shape[0])]
+    big = {k: v.repeat_interleave(times, 0) for k, v in batch.items() if k != "pixel_values"}
+    pixels = [row["pixel_values"] for row in rows if "pixel_values" in row for _ in range(times)]
+    return {**big, "pixel_values": torch.cat(pixels)} if pixels else big
+
+
+def answers(model: Any, batch: Batch, **arguments: Any) -> Tensor:
+    ids = model.generate(**batch, max_new_tokens=STEPS, **arguments)
+    return ids[:, batch["input_ids"].shape[1] :]
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+@given(case=cases())
+def test_greedy_equals_the_reference(device: str, attn: str, use_cache: bool, case: Case) -> None:
+    case = left(case)
+    model = model_of(attn, device)
+    batch, script = case.batch(device), case.script()
+    with scripted(model, case.layers, script):
+        ids = answers(model, batch, do_sample=False, use_cache=use_cache)
+    reference = Reference(model)
+    for n in range(case.rows):
+        row = row_alone(batch, n)
+        alive = alive_table(row, case.layers, script[:, n], LAYERS)
+        words = reference.greedy(reference.embed(row), alive, ids.shape[1])
+        assert ids[n].tolist() == words, f"row {n}"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2}, {"do_sample": True}],
+    ids=str,
+)
+@given(case=cases(rows=2, image=True))
+def test_cached_equals_uncached(device: str, arguments: dict, case: Case) -> None:
+    case = left(case)
+    model = model_of(device=device)
+    batch = case.batch(device)
+    with scripted(model, case.layers, case.script()):
+        found = []
+        for use_cache in (True, False):
+            torch.manual_seed(0)
+            found.append(answers(model, batch, use_cache=use_cache, **arguments))
+    assert torch.equal(*found)
+
+
+@given(case=cases(rows=2, image=True))
+def test_sampled_sequences_are_rows_of_their_own(device: str, case: Case) -> None:
+    """Several sequences of a prompt are what the prompt several times in the batch gives."""
+    case = left(case)
+    model = model_of(device=device)
+    batch = case.batch(device)
+    with scripted(model, case.layers, case.script()):
+        torch.manual_seed(0)
+        together = answers(model, batch, do_sample=True, num_return_sequences=3)
+        torch.manual_seed(0)
+        apart = answers(model, repeated(batch, 3), do_sample=True)
+    assert torch.equal(together, apart)
+
+
+@given(case=cases(rows=2, image=True))
+def test_second_turn(device: str, case: Case) -> None:
+    """A conversation on the first turn's cache goes on as one that never had a cache."""
+    case = left(case)
+    model = model_of(device=device)
+    batch, script = case.batch(device), case.script()
+    with scripted(model, case.layers, script):
+        first = model.generate(
+            **batch, max_new_tokens=STEPS, do_sample=False, return_dict_in_generate=True
+        )
+        question = torch.tensor([[7, 8, 9]], device=device).expand(case.rows, -1)
+        ids = torch.cat([first.sequences, question], dim=1)
+        new = ids.shape[1] - batch["input_ids"].shape[1]
+        mask = torch.cat([batch["attention_mask"], ids.new_ones(case.rows, new)], dim=1)
+        second = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            past_key_values=first.past_key_values,
+            max_new_tokens=STEPS,
+            do_sample=False,
+        )[:, ids.shape[1] :]
+    reference = Reference(model)
+    for n in range(case.rows):
+        row = row_alone(batch, n)
+        alive = alive_table(row, case.layers, script[:, n], LAYERS)
+        said = reference.words(ids[n, batch["input_ids"].shape[1] :])
+        embeds = torch.cat([reference.embed(row), said])
+        alive = torch.cat([alive, alive.new_ones(LAYERS, new)], dim=1)
+        assert second[n].tolist() == reference.greedy(embeds, alive, second.shape[1])
+
+
+def test_kept_sets_differ_between_rows_and_change_the_answer(device: str) -> None:
+    """What the tests above compare is not the unpruned model's answer."""
+    model = tiny_llava(layers=LAYERS, device=device)
+    case = Case(((4, "image", 5), (2, "image", 3)), "left", (0, 2), ((0.2, 0.9), (0.5, 0.1)), 0)
+    batch = case.batch(device)
+    plain = answers(model, batch, do_sample=False)
+    with scripted(model, case.layers, case.script()):
+        pruned = answers(model, batch, do_sample=False)
+    assert not torch.equal(plain[0], pruned[0])
+    assert not torch.equal(plain[1], pruned[1])

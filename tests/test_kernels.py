@@ -1,0 +1,214 @@
+"""Attention received: the blockwise version against the definition, and that against a model."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AttentionInterface, AttentionMaskInterface, LlamaConfig, LlamaForCausalLM
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import eager_attention_forward
+
+from tokenprune.kernels import attention_received, attention_received_reference, chunked
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MASKS = ("none", "bool", "float", "soft")
+# Inputs are read in float32 whatever their dtype, so one tolerance holds for all: float32's.
+TOLERANCE = {"rtol": 1e-5, "atol": 2e-7}
+
+
+def make_mask(kind, shape, dtype, generator):
+    """A causal mask with padding on the left of some rows, so that some queries see nothing."""
+    batch, queries, keys = shape
+    if kind == "none":
+        return None
+    causal = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+    padding = torch.randint(0, keys + 1, (batch, 1, 1, 1), generator=generator)
+    visible = causal & (torch.arange(keys) >= padding)
+    if kind == "bool":
+        return visible
+    bias = torch.zeros(batch, 1, queries, keys)
+    if kind == "soft":
+        bias = torch.rand(batch, 1, 1, keys, generator=generator).clamp(min=1e-4).log()
+        bias = bias.expand(batch, 1, queries, keys)
+    return bias.masked_fill(~visible, torch.finfo(dtype).min).to(dtype)
+
+
+@st.composite
+def problems(draw):
+    batch, kv_heads, repeats = (draw(st.integers(1, 3)) for _ in range(3))
+    queries = draw(st.integers(1, 20))
+    keys = queries + draw(st.sampled_from((0, 1, 7)))
+    width = draw(st.sampled_from((4, 6, 16)))
+    dtype = draw(st.sampled_from(DTYPES))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    heads = kv_heads * repeats
+    weights = torch.rand(batch, draw(st.integers(1, 3)), queries, generator=generator)
+    return {
+        "query": 2 * torch.randn(batch, heads, queries, width, generator=generator).to(dtype),
+        "key": 2 * torch.randn(batch, kv_heads, keys, width, generator=generator).to(dtype),
+        "weights": weights * (weights > draw(st.sampled_from((0.0, 0.5, 1.0)))),
+        "mask": make_mask(draw(st.sampled_from(MASKS)), (batch, queries, keys), dtype, generator),
+        "scaling": draw(st.sampled_from((None, 0.1, 1.0))),
+    }
+
+
+def on(device, problem):
+    return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in problem.items()}
+
+
+@settings(max_examples=150, deadline=None)
+@given(problem=problems(), rows=st.integers(1, 9))
+def test_blocks_give_what_the_definition_gives(device, problem, rows):
+    problem = on(device, problem)
+    batch, heads = problem["query"].shape[:2]
+    with pytest.MonkeyPatch.context() as patch:
+        keys = problem["key"].shape[2]
+        patch.setattr(chunked, "_BLOCK_BYTES", 4 * batch * heads * keys * rows)
+        found = attention_received(**problem)
+    expected = attention_received_reference(**problem)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.dtype == torch.float32
+        assert ours.isfinite().all()
+        torch.testing.assert_close(ours.double(), theirs, **TOLERANCE)
+
+
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_that_sees_nothing_gives_no_nan(device, kind, dtype):
+    generator = torch.Generator().manual_seed(3)
+    mask = make_mask(kind, (2, 6, 6), dtype, generator)
+    if mask is not None:
+        mask[:, :, :3] = False if kind == "bool" else torch.finfo(dtype).min
+    query, key = (torch.randn(2, 4, 6, 8, generator=generator).to(dtype) for _ in range(2))
+    weights = torch.ones(2, 1, 6)
+    problem = on(device, {"query": query, "key": key, "weights": weights, "mask": mask})
+    for kernel in (attention_received, attention_received_reference):
+        received, seen_by = kernel(**problem)
+        assert received.isfinite().all()
+        assert seen_by.isfinite().all()
+        if mask is not None:
+            assert seen_by.max() <= 3, "a query that sees nothing was counted as seeing"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", MASKS)
+def test_autocast_changes_nothing(device, kind, dtype):
+    generator = torch.Generator().manual_seed(5)
+    query, key = (torch.randn(2, 4, 6, 8, generator=generator) for _ in range(2))
+    mask = make_mask(kind, (2, 6, 6), torch.float32, generator)
+    problem = {"query": query, "key": key, "weights": torch.ones(2, 1, 6), "mask": mask}
+    problem = on(device, problem)
+    expected = attention_received(**problem)
+    with torch.autocast(device, dtype):
+        found = attention_received(**problem)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_seen_by_counts_queries_by_their_weight():
+    weights = torch.tensor([[[1.0, 0.0, 0.5]]])
+    query, key = torch.zeros(1, 1, 3, 4), torch.zeros(1, 1, 3, 4)
+    received, seen_by = attention_received(query, key, weights)
+    assert seen_by.tolist() == [[[1.5, 0.5, 0.5]]]
+    # Zero logits: each query spreads itself evenly over what it sees.
+    expected = torch.tensor([[[1 + 0.5 / 3, 0.5 / 3, 0.5 / 3]]])
+    torch.testing.assert_close(received, expected)
+
+
+@settings(max_examples=30, deadline=None)
+@given(problem=problems())
+def test_attention_is_handed_out_whole(problem):
+    received, _ = attention_received(**problem)
+    torch.testing.assert_close(
+        received.sum(dim=2), problem["weights"].sum(dim=2), rtol=1e-5, atol=1e-5
+    )
+
+
+class Largest(TorchDispatchMode):
+    """Bytes of the largest storage that was made inside."""
+
+    def __init__(self, known):
+        super().__init__()
+        self.known = {t.untyped_storage().data_ptr() for t in known}
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                if storage.data_ptr() not in self.known:
+                    self.bytes = max(self.bytes, storage.nbytes())
+        return out
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_the_full_map_is_never_there(kind):
+    heads, length, rows = 8, 192, 5
+    generator = torch.Generator().manual_seed(0)
+    query, key = (torch.randn(1, heads, length, 8, generator=generator) for _ in range(2))
+    weights = torch.ones(1, 2, length)
+    mask = make_mask(kind, (1, length, length), torch.float32, generator)
+    block = 4 * heads * length * rows
+    given = [t for t in (query, key, weights, mask) if t is not None]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunked, "_BLOCK_BYTES", block)
+        with Largest(given) as largest:
+            attention_received(query, key, weights, mask)
+    inputs = max(t.untyped_storage().nbytes() for t in (query, key))
+    assert 0 < largest.bytes <= max(block, inputs) < 4 * heads * length**2 / 10
+    with Largest(given) as largest:
+        attention_received_reference(query, key, weights, mask)
+    assert largest.bytes >= 8 * heads * length**2, "the measurement itself sees nothing"
+
+
+@pytest.fixture(scope="module")
+def llama():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=32,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    model = LlamaForCausalLM(config).eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+@pytest.mark.parametrize("left", [0, 3])
+def test_the_definition_is_the_attention_map_of_an_eager_model(llama, left):
+    seen = []
+
+    def spy(module, query, key, value, attention_mask, scaling, **kwargs):
+        seen.append((query, key, attention_mask, scaling))
+        return eager_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **kwargs
+        )
+
+    AttentionInterface.register("spying_eager", spy)
+    AttentionMaskInterface.register("spying_eager", ALL_MASK_ATTENTION_FUNCTIONS["eager"])
+    ids = torch.randint(0, 32, (2, 11), generator=torch.Generator().manual_seed(1))
+    attention_mask = torch.ones_like(ids)
+    attention_mask[1, :left] = 0
+    llama.set_attn_implementation("spying_eager")
+    with torch.no_grad():
+        maps = llama(ids, attention_mask=attention_mask, output_attentions=True).attentions
+    assert len(maps) == len(seen) == 2
+    assert max(m.std() for m in maps) > 0.05, "the maps are flat: nothing to compare"
+
+    weights = torch.rand(2, 3, 11) * attention_mask[:, None]
+    for attention, (query, key, mask, scaling) in zip(maps, seen, strict=True):
+        received, seen_by = attention_received_reference(query, key, weights, mask, scaling)
+        expected = torch.einsum("bnq,bhqk->bnk", weights, attention) / attention.shape[1]
+        torch.testing.assert_close(received.float(), expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            seen_by.float(),
+            torch.einsum("bnq,bqk->bnk", weights, (attention > 0).any(dim=1).float()),
+        )

@@ -1,0 +1,215 @@
+"""The state of a pass: its own thread's, gone at its end, and no other model's."""
+
+import copy
+import pickle
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import tokenprune as tp
+from tokenprune.engine import Engine, frames
+
+from .cases import LAYERS
+from .models import IMAGE, Batch, make_batch, tiny_llava
+from .scripted import scripted
+
+NOTHING = torch.zeros(1, 1, 2, 6, 6, dtype=torch.bool)
+
+
+@pytest.fixture
+def wrapped() -> Any:
+    model = tiny_llava(layers=LAYERS)
+    torch.manual_seed(0)
+    return tp.wrap(model, tp.ATPConfig(layers=(0, 2), target_tokens=20, start_spatial=0.5))
+
+
+def hook_count(model: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+def no_frames() -> bool:
+    return frames._STACK.get() == () and frames._PAUSED.get() == ()
+
+
+def in_threads(jobs: list[Callable[[], Any]]) -> list[Any]:
+    """What each job returns, all run at the same time."""
+    found: list[Any] = [None] * len(jobs)
+    start = threading.Barrier(len(jobs))
+
+    def work(n: int) -> None:
+        start.wait()
+        with torch.no_grad():
+            found[n] = jobs[n]()
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(len(jobs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+        assert not thread.is_alive()
+    return found
+
+
+def test_threads_on_one_model(wrapped: nn.Module) -> None:
+    """Two prune their own inputs and one is paused: each gets what it gets alone."""
+    batches = [
+        make_batch([(3, IMAGE, 4), (8,)], seed=1),
+        make_batch([(1, IMAGE, 2, IMAGE, 9)], seed=2),
+        make_batch([(3, IMAGE, 4), (8,)], seed=1),
+    ]
+
+    def job(n: int) -> Callable[[], Any]:
+        def work() -> Any:
+            found = []
+            for _ in range(8):
+                if n == 2:
+                    with tp.paused(wrapped):
+                        found.append((wrapped(**batches[n]).logits, None))
+                else:
+                    logits = wrapped(**batches[n]).logits
+                    found.append((logits, tp.stats(wrapped).kept))
+            assert no_frames()
+            return found
+
+        return work
+
+    alone = [in_threads([job(n)])[0] for n in range(3)]
+    assert not torch.equal(alone[0][0][0], alone[2][0][0])
+    together = in_threads([job(n) for n in range(3)])
+    for ours, single in zip(together, alone, strict=True):
+        for (logits, kept), (wanted, wanted_kept) in zip(ours, single, strict=True):
+            assert torch.equal(logits, wanted)
+            assert (kept is None) == (wanted_kept is None)
+            assert kept is None or (kept == wanted_kept).all()
+
+
+def test_generate_in_threads(wrapped: nn.Module) -> None:
+    batches = [make_batch([(3, IMAGE, 4)], seed=n) for n in range(2)]
+    jobs = [
+        lambda b=b, c=c: wrapped.generate(**b, max_new_tokens=6, do_sample=False, use_cache=c)
+        for b, c in zip(batches, (True, False), strict=True)
+    ]
+    alone = [in_threads([job])[0] for job in jobs]
+    for ours, wanted in zip(in_threads(jobs), alone, strict=True):
+        assert torch.equal(ours, wanted)
+
+
+def test_statistics_are_the_threads_own(wrapped: nn.Module) -> None:
+    wrapped(**make_batch([(3, IMAGE, 4)]))
+    mine = tp.stats(wrapped).kept
+
+    def other() -> str:
+        with pytest.raises(RuntimeError, match="in this thread") as error:
+            tp.stats(wrapped)
+        wrapped(**make_batch([(3, IMAGE, 4), (3, IMAGE, 4)]))
+        return str(error.value)
+
+    assert in_threads([other])[0]
+    assert (tp.stats(wrapped).kept == mine).all()
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("layer", [0, 1, 4])
+def test_exception_in_a_layer(wrapped: nn.Module, layer: int, error: type) -> None:
+    batch = make_batch([(3, IMAGE, 4), (6,)])
+    with torch.no_grad():
+        wanted = wrapped(**batch).logits
+
+        def fail(*_: Any) -> None:
+            raise error("stopped")
+
+        handle = wrapped.model.language_model.layers[layer].register_forward_hook(fail)
+        with pytest.raises(error, match="stopped"):
+            wrapped(**batch)
+        handle.remove()
+        if error is ValueError:
+            assert no_frames()
+        assert torch.equal(wrapped(**batch).logits, wanted)
+        assert no_frames()
+
+
+def test_exception_in_the_core(wrapped: nn.Module) -> None:
+    """Here transformers refuses the inputs: more image tokens than pictures."""
+    good = make_batch([(3, IMAGE, 4)])
+    with torch.no_grad():
+        wanted = wrapped(**good).logits
+        bad = {**make_batch([(3, IMAGE, 2, IMAGE, 4)]), "pixel_values": good["pixel_values"]}
+        with pytest.raises(ValueError, match="do not match"):
+            wrapped(**bad)
+        assert no_frames()
+        assert torch.equal(wrapped(**good).logits, wanted)
+
+
+def test_wrong_arguments_are_the_models_to_refuse(wrapped: nn.Module) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        wrapped(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20)
+    assert no_frames()
+
+
+def test_core_called_on_its_own(wrapped: nn.Module) -> None:
+    """It prunes as the whole model does, and leaves nothing behind."""
+    batch = make_batch([(3, IMAGE, 4)])
+    with torch.no_grad():
+        wanted = wrapped(**batch, output_hidden_states=True).hidden_states[-1]
+        for _ in range(3):
+            assert torch.equal(wrapped.model(**batch).last_hidden_state, wanted)
+            assert no_frames()
+        layers = wrapped.model.language_model.layers
+
+        def fail(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        handle = layers[1].register_forward_hook(fail)
+        with pytest.raises(KeyboardInterrupt):
+            wrapped.model(**batch)
+        handle.remove()
+        assert torch.equal(wrapped.model(**batch).last_hidden_state, wanted)
+        assert no_frames()
+
+
+def test_a_wrapped_model_called_inside_another(wrapped: nn.Module) -> None:
+    inner = tiny_llava(layers=LAYERS, seed=1)
+    batch, small = make_batch([(3, IMAGE, 4)]), make_batch([(2, IMAGE, 1)])
+    with torch.no_grad(), scripted(inner, (1,), NOTHING[:, :, :1]):
+        wanted, wanted_inner = wrapped(**batch).logits, inner(**small).logits
+        found = []
+
+        def call_inner(*_: Any) -> None:
+            found.append(inner(**small).logits)
+
+        handle = wrapped.model.language_model.layers[3].register_forward_hook(call_inner)
+        assert torch.equal(wrapped(**batch).logits, wanted)
+        handle.remove()
+    assert torch.equal(found[0], wanted_inner)
+    assert no_frames()
+
+
+@pytest.mark.parametrize(
+    "clone",
+    [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))],
+    ids=["copy", "pickle"],
+)
+def test_copies_are_independent(wrapped: nn.Module, clone: Callable) -> None:
+    batch: Batch = make_batch([(3, IMAGE, 4)])
+    with torch.no_grad():
+        twin = clone(wrapped)
+        wanted = wrapped(**batch).logits
+        with pytest.raises(RuntimeError, match="No prompt"):
+            tp.stats(twin)
+        assert torch.equal(twin(**batch).logits, wanted)
+        with tp.paused(wrapped):
+            plain = wrapped(**batch).logits
+            assert torch.equal(twin(**batch).logits, wanted)
+        tp.unwrap(twin)
+        assert torch.equal(twin(**batch).logits, plain)
+        assert not any(isinstance(module, Engine) for module in twin.modules())
+        never_wrapped = tiny_llava(layers=LAYERS)
+        never_wrapped(**batch)
+        assert hook_count(twin) == hook_count(never_wrapped)
+        assert torch.equal(wrapped(**batch).logits, wanted)
+        tp.unwrap(wrapped)
+        assert torch.equal(wrapped(**batch).logits, plain)
