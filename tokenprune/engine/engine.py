@@ -177,8 +177,11 @@ class Engine(nn.Module):
     def _before_core(self, core: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         inputs = self._arguments("core", args, kwargs)
         frame = frames.top(self)
+        if frame is not None and frame.alone:  # an interrupt left it
+            frames.pop(self)
+            frame = frames.top(self)
         if frame is None or frame.run is not None:  # the core is called on its own
-            frame = Frame(self)
+            frame = Frame(self, alone=True)
             frames.push(frame)
         layout = None if frames.is_paused(self) else self.adapter.locate(core, inputs)
         prompt_length = None
@@ -203,6 +206,8 @@ class Engine(nn.Module):
         if frame is None or run is None:
             return None
         run.close()
+        if frame.alone:
+            frames.pop(self)
         if output is None:
             frame.run = None
             return None

@@ -40,11 +40,14 @@ class Frame:
         What the top-level model was given.
     run : Run, optional
         The forward pass of the core inside this call.
+    alone : bool
+        Whether it is the core's own call, with no call of the model around it.
     """
 
     engine: Engine
     labels: Tensor | None = None
     run: Run | None = field(default=None)
+    alone: bool = False
 
 
 @dataclass
