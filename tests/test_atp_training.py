@@ -159,6 +159,20 @@ def test_a_batch_of_text_alone_has_the_plain_loss():
     torch.testing.assert_close(wrapped().train()(**batch).loss, plain, rtol=0, atol=0)
 
 
+def test_a_batch_of_text_alone_can_be_stepped_through():
+    """In a mixed data set some batches have no image: no gradient, but no error either."""
+    model = wrapped()
+    heads = tp.train_only_heads(model.train())
+    model(**labelled()).loss.backward()
+    batch = labelled([(6,), (4,)])
+    out = model(**batch)
+    model.zero_grad()
+    out.loss.backward()
+    assert all(not head.grad.any() for head in heads)
+    assert set(tp.losses(model)) == {"lm", "total"}
+    assert torch.equal(tp.losses(model)["lm"], out.loss)
+
+
 @pytest.mark.parametrize("training", ["soft", "straight_through"])
 def test_answers_do_not_move_the_masks(training):
     model = wrapped(training=training).train()

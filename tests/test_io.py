@@ -237,6 +237,11 @@ DAMAGES = {
         ValueError,
         "extra: not known",
     ),
+    "weights of another save": (
+        lambda f: edit_weights(f, lambda t: t[FIRST].view(-1)[3].add_(1.0)),
+        ValueError,
+        "SHA-256 differs",
+    ),
     "runtime shifts": (
         lambda f: edit(f, lambda a: a["runtime"].update(shifts=["x", 0])),
         ValueError,

@@ -201,7 +201,7 @@ class ATPConfig(MethodConfig):
     start_spatial: float = 3.0
     temperature: float = 20.0
     training: str = "straight_through"
-    floor: float = 1e-4
+    floor: float = 1e-6
     atp_weight: float = 0.01
     target_weight: float = 4.0
     target_unit: str = "share"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -52,6 +53,8 @@ def save_heads(model: nn.Module, folder: str | Path) -> Path:
     }
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         save_file(tensors, Path(scratch, _WEIGHTS), metadata={"format": "pt"})
+        # Two files cannot be replaced at once: the digest tells whether they belong together.
+        about["weights_sha256"] = _digest(Path(scratch, _WEIGHTS))
         Path(scratch, _CONFIG).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         for name in (_WEIGHTS, _CONFIG):
             os.replace(Path(scratch, name), folder / name)
@@ -121,8 +124,17 @@ def load_heads(model: nn.Module, source: str | Path) -> None:
     wrong += [f"{k}: not finite" for k in bad]
     if wrong:
         raise ValueError(f"The heads in {weights} do not fit: " + "; ".join(wrong) + ".")
+    if about.get("weights_sha256") != _digest(weights):
+        raise ValueError(
+            f"{weights} is damaged, or is not the file that {_CONFIG} beside it was written with "
+            "(its SHA-256 differs): save the heads again."
+        )
     engine.method.load_runtime_state(about.get("runtime", {}))  # refuses before it changes
     engine.method.load_state_dict(tensors)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _facts(model: nn.Module, engine: Engine) -> dict[str, Any]:

@@ -156,11 +156,16 @@ class Engine(nn.Module):
     def _after_model(self, _: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         frame = frames.top(self)
         frames.pop(self)
-        if output is None or frame is None or frame.run is None or not frame.run.counts:
+        run = None if frame is None else frame.run
+        if output is None or frame is None or run is None or not run.soft:
             return None
-        run = frame.run
-        terms = self.method.losses(run.trace())
+        if frames.is_paused(self):
+            return None
+        terms = self.method.losses(run.trace()) if run.counts else {}
         extra = sum((value * weight for value, weight in terms.values()), torch.zeros(()))
+        if not terms:
+            # A batch without images teaches the heads nothing, but its loss must have a gradient.
+            extra = sum((0 * p.sum() for p in self.parameters()), extra)
         losses = {name: value for name, (value, _) in terms.items()}
         has_loss = frame.labels is not None
         if has_loss:

@@ -1,0 +1,1 @@
+"""A small real vision-language model that answers questions about handwritten digits."""
