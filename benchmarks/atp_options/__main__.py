@@ -82,8 +82,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/atp-options.json"))
     parser.add_argument("--render", type=Path, help="only write the table of --out to this file")
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--test", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--test", type=int, default=500)
     parser.add_argument("--seeds", type=int, default=1)
     options = parser.parse_args()
     if options.render:
