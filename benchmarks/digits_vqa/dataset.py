@@ -30,7 +30,13 @@ class Sample:
         return PROMPT.format(question=self.question.text)
 
 
-def samples(split: str, n: int, seed: int, digits: tuple[int, int] = (1, 6)) -> list[Sample]:
+def samples(
+    split: str,
+    n: int,
+    seed: int,
+    digits: tuple[int, int] = (1, 6),
+    kinds: Sequence[str] = KINDS,
+) -> list[Sample]:
     """Draw pictures with one question each.
 
     Parameters
@@ -43,6 +49,8 @@ def samples(split: str, n: int, seed: int, digits: tuple[int, int] = (1, 6)) -> 
         The same seed gives the same samples; different splits give different pictures.
     digits : tuple of int
         Smallest and largest number of digits on a picture, at most 7.
+    kinds : sequence of str
+        Kinds of question.
 
     Returns
     -------
@@ -50,12 +58,12 @@ def samples(split: str, n: int, seed: int, digits: tuple[int, int] = (1, 6)) -> 
         All kinds of question equally often (up to rounding), in mixed order.
     """
     rng = np.random.default_rng([seed, SPLITS.index(split)])
-    kinds = [KINDS[i % len(KINDS)] for i in range(n)]
-    rng.shuffle(kinds)
+    order = [kinds[i % len(kinds)] for i in range(n)]
+    rng.shuffle(order)
     drawn = []
-    for kind in kinds:
+    for kind in order:
         picture = compose(rng, split, digits)
-        while kind not in askable(picture):
+        while not askable(picture, (kind,)):
             picture = compose(rng, split, digits)
         drawn.append(Sample(picture, ask(rng, picture, (kind,))))
     return drawn

@@ -17,7 +17,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from .dataset import Sample, answer_ids, collate, last_positions, samples
 from .handwriting import SPLITS
-from .questions import KINDS
+from .questions import KINDS, PRESENCE
 
 WEIGHTS = Path(__file__).parent / "weights"
 """Folder of the committed model."""
@@ -70,7 +70,9 @@ def accuracy(
     return {
         "overall": sum(right) / len(right),
         "n": len(right),
-        "kinds": {kind: sum(kinds[kind]) / len(kinds[kind]) for kind in KINDS if kind in kinds},
+        "kinds": {
+            kind: sum(kinds[kind]) / len(kinds[kind]) for kind in KINDS + PRESENCE if kind in kinds
+        },
         "digits": {number: sum(hits) / len(hits) for number, hits in sorted(counts.items())},
     }
 
@@ -98,12 +100,13 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--digits", type=int, nargs=2, default=(1, 6))
+    parser.add_argument("--kinds", nargs="+", choices=KINDS + PRESENCE, default=KINDS)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--json", type=Path, help="also write the result here")
     options = parser.parse_args()
     model = LlavaForConditionalGeneration.from_pretrained(options.weights, dtype=torch.float32)
     processor = AutoProcessor.from_pretrained(options.weights)
-    drawn = samples(options.split, options.n, options.seed, tuple(options.digits))
+    drawn = samples(options.split, options.n, options.seed, tuple(options.digits), options.kinds)
     result = accuracy(model, processor, drawn, options.batch_size)
     Console().print(table(result, f"{options.split}, seed {options.seed}"))
     if options.json:

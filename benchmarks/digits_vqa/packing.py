@@ -52,15 +52,15 @@ def pack(
     rng: np.random.Generator,
     pictures: Sequence[Picture],
     questions: int,
-    weights: dict[str, float],
+    asked_kinds: Sequence[str],
 ) -> Packed:
-    """Ask ``questions`` questions about each picture, kinds drawn in proportion to weights."""
+    """Ask ``questions`` questions about each picture, of any kind equally often."""
     ids = np.zeros((len(pictures), questions, SLOT), dtype=np.int64)
     last = np.zeros((len(pictures), questions), dtype=np.int64)
     answers = np.zeros((len(pictures), questions), dtype=np.int64)
     for row, picture in enumerate(pictures):
-        kinds = askable(picture)
-        shares = np.cumsum([weights.get(kind, 1.0) for kind in kinds])
+        kinds = askable(picture, asked_kinds)
+        shares = np.cumsum(np.ones(len(kinds)))
         drawn = np.searchsorted(shares, rng.random(questions) * shares[-1], side="right")
         for slot, which in enumerate(drawn):
             asked = question(rng, picture, kinds[which])

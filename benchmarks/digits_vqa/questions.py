@@ -14,15 +14,19 @@ KINDS = (
     "color_of_digit",
     "digit_of_color",
     "count",
-    "has_digit",
-    "has_color",
     "leftmost",
     "rightmost",
     "topmost",
     "bottommost",
     "color_of_leftmost",
+    "color_of_rightmost",
+    "color_of_topmost",
+    "color_of_bottommost",
 )
 """The kinds of question; what decides the answer lies on one digit, on several or on all."""
+
+PRESENCE = ("has_digit", "has_color")
+"""Kinds that the committed model never learned: asked only where they are named."""
 
 _NUMERALS = tuple(str(digit) for digit in range(10))
 _SIDES = ("leftmost", "rightmost", "topmost", "bottommost")
@@ -59,12 +63,14 @@ class Question:
     answer: str
 
 
-def askable(picture: Picture) -> tuple[str, ...]:
+def askable(picture: Picture, kinds: Sequence[str] = KINDS) -> tuple[str, ...]:
     """Return the kinds of question that have one clear answer on this picture."""
     clear = {side for side in _SIDES if _outermost(picture, side) is not None}
-    if "leftmost" in clear:
-        clear.add("color_of_leftmost")
-    return tuple(kind for kind in KINDS if kind in clear or not kind.endswith("most"))
+    return tuple(
+        kind
+        for kind in kinds
+        if not kind.endswith("most") or kind.removeprefix("color_of_") in clear
+    )
 
 
 def ask(rng: np.random.Generator, picture: Picture, kinds: Sequence[str] | None = None) -> Question:
@@ -85,9 +91,7 @@ def ask(rng: np.random.Generator, picture: Picture, kinds: Sequence[str] | None 
     Question
         The word that matters stands last in its text.
     """
-    possible = askable(picture)
-    if kinds is not None:
-        possible = tuple(kind for kind in kinds if kind in possible)
+    possible = askable(picture, KINDS if kinds is None else kinds)
     if not possible:
         raise ValueError(f"none of {kinds} has a clear answer on this picture")
     return question(rng, picture, possible[int(rng.random() * len(possible))])
@@ -102,8 +106,9 @@ def question(rng: np.random.Generator, picture: Picture, kind: str) -> Question:
     """Ask a question of one kind, which must be :func:`askable`."""
     if kind in _SIDES:
         text, answer = f"which digit is {kind}", str(picture.digits[_sure(picture, kind)])
-    elif kind == "color_of_leftmost":
-        text, answer = "what color is leftmost", picture.colours[_sure(picture, "leftmost")]
+    elif kind.removeprefix("color_of_") in _SIDES:
+        side = kind.removeprefix("color_of_")
+        text, answer = f"what color is {side}", picture.colours[_sure(picture, side)]
     elif kind == "count":
         text, answer = "how many digits", str(len(picture.digits))
     elif kind == "color_of_digit":
@@ -120,7 +125,7 @@ def question(rng: np.random.Generator, picture: Picture, kind: str) -> Question:
         word, answer = _either(rng, picture.colours, tuple(COLOURS))
         text = f"is there {word}"
     else:
-        raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
+        raise ValueError(f"kind must be one of {KINDS + PRESENCE}, got {kind!r}")
     return Question(kind=kind, text=text, answer=answer)
 
 
