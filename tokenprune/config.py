@@ -140,7 +140,8 @@ class ATPConfig(MethodConfig):
     """ATP: adaptive token pruning (ATP-LLaVA, arXiv 2412.00447).
 
     The paper fixes some of this; what it leaves open is an option here, and the default is what
-    measured best on the small model of ``benchmarks/digits_vqa`` (see ``docs/options.md``).
+    measured best on the small model of ``benchmarks/digits_vqa``, or as well as the best within
+    the measurement's error (see ``docs/options.md``).
 
     Parameters
     ----------

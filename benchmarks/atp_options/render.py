@@ -12,9 +12,9 @@ _HEAD = """# How each open choice of ATP measures
 Written by `python -m benchmarks.atp_options --render docs/options.md` from
 `benchmarks/results/atp-options.json`, which `make options` measures: do not edit.
 
-The paper leaves these open. One change at a
-time from the defaults, heads trained {steps} steps on training handwriting, calibrated on other
-training pictures, measured on {test} questions about *validation* handwriting (the held-out
+The paper leaves these open. One change at a time from the defaults, heads trained {steps} steps on
+training handwriting, calibrated on other training pictures, measured on {test} questions about
+*validation* handwriting (the held-out
 pictures are used for nothing but the final figures). Model: the small LLaVA of
 `benchmarks/digits_vqa`, not a released one. One standard error of an accuracy of 97 % on {test}
 questions is {error:.1f} points, so smaller differences mean nothing.

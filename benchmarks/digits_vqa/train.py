@@ -13,7 +13,7 @@
 Matrices are trained with Muon and everything else with AdamW. It took 39 minutes (15, 8, 12 and 4)
 on 2 CPU cores that other programs shared.
 
-Training is resumed from ``OUT/work/checkpoint.pt``. Where page faults are dear (in many virtual
+Training is resumed from ``OUT/state/checkpoint.pt``. Where page faults are dear (in many virtual
 machines), ``MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000`` nearly halves the time.
 """
 
@@ -310,7 +310,7 @@ def main() -> None:
     """Train from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the model")
-    parser.add_argument("--work", type=Path, help="folder for the checkpoint, OUT/work by default")
+    parser.add_argument("--work", type=Path, help="folder for the checkpoint, OUT/state by default")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--validate-every", type=int, default=125)
     parser.add_argument("--threads", type=int, default=2)
@@ -327,7 +327,7 @@ def main() -> None:
     train(
         tuple(_changed(stage, options.set) for stage in RECIPE),
         options.out,
-        options.work or options.out / "work",
+        options.work or options.out / "state",
         options.seed,
         options.validate_every,
     )
