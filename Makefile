@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # Two workers, as many as the smallest machine has cores; each keeps to one thread.
 WORKERS ?= 2
 
-.PHONY: setup demo test test-gpu test-slow lint bench options clean
+.PHONY: setup demo test test-gpu lint bench options clean
 
 setup: $(READY)
 
@@ -25,13 +25,10 @@ lint: $(READY)
 	$(BIN)/mypy
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS)
-
-test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 test-gpu: $(READY)
-	$(BIN)/python -m pytest -m "not slow" --device cuda
+	$(BIN)/python -m pytest --device cuda
 
 # How each open choice of the method measures on the small model: the table of docs/options.md.
 options: $(READY)

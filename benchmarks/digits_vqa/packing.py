@@ -60,8 +60,7 @@ def pack(
     answers = np.zeros((len(pictures), questions), dtype=np.int64)
     for row, picture in enumerate(pictures):
         kinds = askable(picture, asked_kinds)
-        shares = np.cumsum(np.ones(len(kinds)))
-        drawn = np.searchsorted(shares, rng.random(questions) * shares[-1], side="right")
+        drawn = (rng.random(questions) * len(kinds)).astype(int)
         for slot, which in enumerate(drawn):
             asked = question(rng, picture, kinds[which])
             tokens = [VOCABULARY[word] for word in asked.text.split()]

@@ -97,11 +97,6 @@ def ask(rng: np.random.Generator, picture: Picture, kinds: Sequence[str] | None 
     return question(rng, picture, possible[int(rng.random() * len(possible))])
 
 
-def ask_all(rng: np.random.Generator, picture: Picture) -> list[Question]:
-    """Ask one question of every kind that has a clear answer on this picture."""
-    return [question(rng, picture, kind) for kind in askable(picture)]
-
-
 def question(rng: np.random.Generator, picture: Picture, kind: str) -> Question:
     """Ask a question of one kind, which must be :func:`askable`."""
     if kind in _SIDES:

@@ -238,17 +238,11 @@ class Run:
         like = kept.index if kept is not None else held.index  # type: ignore[union-attr]
         rows = None if kept is None else kept.index
         rows_valid = None if kept is None else kept.valid
-        index, valid = cache_keys.columns(held, self.past, like)
         every = torch.arange(self.length, device=like.device).expand(like.shape[0], -1)
         fresh = every if rows is None else rows
-        if valid is not None or rows_valid is not None:
-            parts = [
-                torch.ones_like(i, dtype=torch.bool) if v is None else v
-                for i, v in ((index, valid), (fresh, rows_valid))
-            ]
-            valid = torch.cat(parts, dim=1)
-        index = torch.cat([index, fresh + self.past], dim=1)
-        return select_mask(given, index, valid, rows, rows_valid)
+        # The keys this layer is about to have are the mask's columns.
+        keys = cache_keys.extend(held, self.past, fresh, rows_valid, self.length)
+        return select_mask(given, keys.index, keys.valid, rows, rows_valid)
 
     # -- inside a layer ------------------------------------------------------------------------
 
