@@ -146,3 +146,25 @@ def test_soften_is_a_factor_on_attention_but_for_a_token_itself(given_as: str) -
     wanted = logits.exp() * factor * causal
     wanted = wanted / wanted.sum(dim=-1, keepdim=True)
     torch.testing.assert_close(attention, wanted)
+
+
+@pytest.mark.parametrize("weights", [[0.0, 1.0, 0.3, 1.0], [1.0, 0.0, 0.0, 0.0]])
+def test_soften_lets_a_dropped_key_be_missed(weights: list[float]) -> None:
+    """Its gradient is that of exp(logit)·G / Σ exp(logit)·G at G = 0, in float64."""
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(4, 4, generator=generator, dtype=torch.float64)
+    values = torch.randn(4, generator=generator, dtype=torch.float64)
+    causal = torch.ones(4, 4, dtype=torch.bool).tril()
+    diagonal = torch.eye(4, dtype=torch.bool)
+
+    exact = torch.tensor(weights, dtype=torch.float64, requires_grad=True)
+    factor = torch.where(diagonal, 1.0, exact[None, :])
+    parts = torch.where(causal, logits.exp() * factor, 0.0)
+    (parts / parts.sum(dim=1, keepdim=True) @ values).square().sum().backward()
+
+    weight = torch.tensor([weights], requires_grad=True)
+    attention = (logits.float() + soften(None, weight, 1e-6, torch.float32)).softmax(dim=-1)
+    (attention @ values.float()).square().sum().backward()
+    assert exact.grad is not None
+    assert exact.grad[weights.index(0.0)] != 0
+    torch.testing.assert_close(weight.grad[0], exact.grad.float(), rtol=1e-4, atol=1e-5)

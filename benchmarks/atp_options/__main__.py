@@ -44,8 +44,8 @@ CHOICES: dict[str, dict[str, Any]] = {
     "λ_atp 0.05": {"atp_weight": 0.05},
     "λ_target 0.2 on tokens": {"target_unit": "tokens", "target_weight": 0.2},
 }
-RATE = 3e-3
-SHARES = (0.245, 0.15)
+RATE = 2e-3
+SHARES = (0.248, 0.152)
 
 
 def measure(
@@ -82,8 +82,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/atp-options.json"))
     parser.add_argument("--render", type=Path, help="only write the table of --out to this file")
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--test", type=int, default=440)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--test", type=int, default=330)
     parser.add_argument("--seeds", type=int, default=1)
     options = parser.parse_args()
     if options.render:

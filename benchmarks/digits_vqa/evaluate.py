@@ -15,6 +15,8 @@ from rich.table import Table
 from torch import nn
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
+import tokenprune as tp
+
 from .dataset import Sample, answer_ids, collate, last_positions, samples
 from .handwriting import SPLITS
 from .questions import KINDS, PRESENCE
@@ -102,10 +104,13 @@ def main() -> None:
     parser.add_argument("--digits", type=int, nargs=2, default=(1, 6))
     parser.add_argument("--kinds", nargs="+", choices=KINDS + PRESENCE, default=KINDS)
     parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--drop-after", type=int, help="drop every visual token after this layer")
     parser.add_argument("--json", type=Path, help="also write the result here")
     options = parser.parse_args()
     model = LlavaForConditionalGeneration.from_pretrained(options.weights, dtype=torch.float32)
     processor = AutoProcessor.from_pretrained(options.weights)
+    if options.drop_after is not None:
+        tp.wrap(model, tp.RandomConfig(layers=(options.drop_after,), keep=(0,)))
     drawn = samples(options.split, options.n, options.seed, tuple(options.digits), options.kinds)
     result = accuracy(model, processor, drawn, options.batch_size)
     Console().print(table(result, f"{options.split}, seed {options.seed}"))

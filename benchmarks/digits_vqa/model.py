@@ -1,9 +1,10 @@
-"""The architecture: a CLIP tower of one layer, 64 wide, and a LLaMA decoder of 12, 128 wide.
+"""The architecture: a CLIP tower of one layer, 64 wide, and a LLaMA decoder of 24, 128 wide.
 
 The tower is weak on purpose. With a tower that names every digit by itself, the question is
 answered in the decoder's first layer and all visual tokens can be dropped after it: nothing could
 be learned about pruning. Here the decoder's first layers do the recognising, so visual tokens are
-needed at depth, and fine questions need them for longer than coarse ones.
+needed at depth, and fine questions need them for longer than coarse ones. With 24 layers the three
+before the first module cost what the paper's four of 32 do: an eighth of all visual tokens.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ EYES = 4
 """Decoder layers after which the visual tokens are taught to know their digit."""
 
 
-def build(decoder_layers: int = 12, seed: int = 0) -> LlavaForConditionalGeneration:
+def build(decoder_layers: int = 24, seed: int = 0) -> LlavaForConditionalGeneration:
     """Return an untrained model.
 
     Parameters

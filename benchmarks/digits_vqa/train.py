@@ -10,8 +10,8 @@
 4. ``all`` (160 steps of 32 pictures): without those two, and with the colours of the outermost
    digits on all four sides, while the rates fall to zero.
 
-Matrices are trained with Muon and everything else with AdamW. It took 39 minutes (15, 8, 12 and 4)
-on 2 CPU cores that other programs shared.
+Matrices are trained with Muon and everything else with AdamW. One run took 60 minutes (10, 14, 25
+and 11) on 2 CPU cores that other programs shared.
 
 Training is resumed from ``OUT/state/checkpoint.pt``. Where page faults are dear (in many virtual
 machines), ``MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000`` nearly halves the time.

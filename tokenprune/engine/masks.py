@@ -78,7 +78,10 @@ def soften(mask: Tensor | None, weight: Tensor, floor: float, dtype: torch.dtype
         `dtype`, (batch, 1, length, length), with the gradient of `weight`.
     """
     length = weight.shape[1]
-    bias = rearrange(weight.clamp(min=floor).log().to(dtype), "b k -> b 1 1 k")
+    # The floor's own gradient is one, not zero: 1/floor times the little attention that is left is
+    # what a dropped key would get, so training can tell that it is missed.
+    factor = weight + (floor - weight).clamp(min=0).detach()
+    bias = rearrange(factor.log().to(dtype), "b k -> b 1 1 k")
     diagonal = torch.eye(length, dtype=torch.bool, device=weight.device)
     bias = bias.masked_fill(diagonal, 0.0)
     lowest = torch.finfo(dtype).min
