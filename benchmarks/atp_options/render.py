@@ -22,7 +22,7 @@ questions is {error:.1f} points, so smaller differences mean nothing.
 Accuracy kept, % of the unpruned model; in brackets the measured mean share of the visual tokens
 over all layers.
 
-| choice | budget 24.5 % | budget 15 % |
+| choice |{budgets} |
 |---|---|---|
 """
 
@@ -39,12 +39,19 @@ def _cell(rows: list[dict[str, Any]], share: str) -> str:
 def render(written: dict[str, Any]) -> str:
     """The page."""
     test = written["test"]
-    text = _HEAD.format(steps=written["steps"], test=test, error=100 * (0.97 * 0.03 / test) ** 0.5)
+    shares = next(iter(written["rows"]["defaults"].values()))["budgets"]
+    text = _HEAD.format(
+        steps=written["steps"],
+        test=test,
+        error=100 * (0.97 * 0.03 / test) ** 0.5,
+        budgets=" |".join(f" budget {float(share):.1%}" for share in shares),
+    )
     for name, seeds in written["rows"].items():
         if not seeds:  # cut off before it was measured
             continue
         rows = list(seeds.values())
-        text += f"| {name} | {_cell(rows, '0.245')} | {_cell(rows, '0.15')} |\n"
+        cells = " | ".join(_cell(rows, share) for share in shares)
+        text += f"| {name} | {cells} |\n"
     seeds = max(len(seeds) for seeds in written["rows"].values())
     machine = ", ".join(f"{name} {value}" for name, value in written["environment"].items())
     return text + f"\nSeeds: {seeds}. Measured on: {machine}.\n"
