@@ -5,9 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from tokenprune.layout import VisualLayout
 
-__all__ = ["Adapter", "adapter_for", "families", "register"]
+__all__ = [
+    "KINDS",
+    "Adapter",
+    "adapter_for",
+    "base_model",
+    "brings",
+    "families",
+    "frame_places",
+    "grid_places",
+    "no_place",
+    "register",
+    "where_is",
+]
 
 
 class Adapter:
@@ -19,12 +34,25 @@ class Adapter:
     ----------
     model_type : str
         ``config.model_type`` of the family.
+    causal : bool
+        Whether, sliding windows aside, every token of the decoder sees all earlier ones and no
+        others. Where it is not so, or not known, the engine keeps to the masks it is given.
+    sizes : tuple of str
+        Arguments of ``generate`` that say how large images are: newer releases take them away
+        before the core is called.
     """
 
     model_type: str
+    causal: bool = False
+    sizes: tuple[str, ...] = ()
 
     def check(self, model: Any) -> None:
         """Raise ValueError, with the reason, if this model cannot be pruned."""
+        if base_model(model).get_output_embeddings() is None:
+            raise ValueError(
+                f"wrap() takes the whole model, not {type(model).__name__}: expected the one with "
+                "the language-model head, such as LlavaForConditionalGeneration."
+            )
 
     def core(self, model: Any) -> Any:
         """The module whose forward sees ``input_ids`` and the image inputs."""
@@ -38,12 +66,19 @@ class Adapter:
         """The configuration that the decoder's layers read."""
         return base_model(model).config.get_text_config(decoder=True)
 
-    def locate(self, core: Any, inputs: Mapping[str, Any]) -> VisualLayout | None:
-        """The visual tokens in the core's inputs; None when this call brings no image.
+    def first_layer(self, model: Any) -> int:
+        """The first layer, from 0, after which tokens may go."""
+        return 0
 
-        It must not wait for the device: whether there is an image is read from which inputs are
-        given.
+    def has_images(self, inputs: Mapping[str, Any]) -> bool:
+        """Whether this call of the core brings images or videos.
+
+        Read from which inputs are given: it must not wait for the device.
         """
+        return any(brings(inputs, kind) for kind in KINDS)
+
+    def locate(self, core: Any, inputs: Mapping[str, Any]) -> VisualLayout:
+        """The visual tokens in the core's inputs, which bring images."""
         raise TypeError(f"{type(self).__name__} does not say where visual tokens are.")
 
     def grid(self, model: Any) -> tuple[int, int]:
@@ -54,6 +89,60 @@ class Adapter:
         """Layers, from 0, after which to decide: the paper's 4th, 14th and 24th of 32."""
         places = [max(1, num_layers * n // 32) for n in (4, 14, 24)]
         return tuple(sorted({n - 1 for n in places if n < num_layers}))
+
+
+KINDS = ("image", "video")
+_PIXELS = {"image": ("pixel_values", "pixel_values_images"), "video": ("pixel_values_videos",)}
+
+
+def brings(inputs: Mapping[str, Any], kind: str) -> bool:
+    """Whether a call of the core brings pictures of a kind: "image" or "video"."""
+    encoded = inputs.get("mm_encoder_outputs") or {}
+    given = (*(inputs.get(name) for name in _PIXELS[kind]), encoded.get(kind))
+    return any(value is not None for value in given)
+
+
+def where_is(core: Any, inputs: Mapping[str, Any], token: int) -> Tensor:
+    """Where the prompt has a placeholder: bool, (batch, length)."""
+    if inputs.get("input_ids") is not None:
+        return inputs["input_ids"] == token
+    embeds = inputs["inputs_embeds"]
+    embedding = core.get_input_embeddings().weight[token].to(embeds.device)
+    return (embeds == embedding).all(dim=-1)
+
+
+def frame_places(
+    image: int, height: int, width: int, frame: int = 0, line_ends: bool = False
+) -> Tensor:
+    """Places of one frame's tokens, line by line, as `VisualLayout.from_places` reads them.
+
+    Parameters
+    ----------
+    line_ends : bool
+        Whether a token without a place ends each line.
+    """
+    rows, cols = torch.arange(height), torch.arange(width + line_ends)
+    row, col = (part.flatten() for part in torch.meshgrid(rows, cols, indexing="ij"))
+    inside = col < width
+    places = torch.tensor([image, frame, -1, -1, height, width]).repeat(len(row), 1)
+    places[:, 2] = torch.where(inside, row, -1)
+    places[:, 3] = torch.where(inside, col, -1)
+    return places
+
+
+def no_place(image: int, frame: int, side: int) -> Tensor:
+    """A token without a place, in a frame of so many tokens a side."""
+    return torch.tensor([[image, frame, -1, -1, side, side]])
+
+
+def grid_places(grids: Tensor, merge: int) -> Tensor:
+    """Places by ``image_grid_thw``: frames, rows and columns before the tower's spatial merge."""
+    frames = [
+        frame_places(number, height // merge, width // merge, frame)
+        for number, (time, height, width) in enumerate(grids.tolist())
+        for frame in range(time)
+    ]
+    return torch.cat(frames)
 
 
 def base_model(model: Any) -> Any:
@@ -76,17 +165,19 @@ def families() -> list[str]:
 
 
 def adapter_for(model: Any) -> Adapter:
-    """The adapter of a model's family.
+    """The adapter of a model's family, or the generic one.
 
     Raises
     ------
     ValueError
-        If there is none.
+        If the model is no transformers model.
     """
+    from .generic import GenericAdapter
+
     model_type = getattr(getattr(model, "config", None), "model_type", None)
-    if model_type not in _REGISTRY:
+    if model_type is None:
         raise ValueError(
-            f"{type(model).__name__} (model_type={model_type!r}) is not supported: expected one of "
-            f"{families()}. A new family is one file in adapters/."
+            f"{type(model).__name__} has no config.model_type: expected a vision-language model of "
+            "transformers, or a PEFT model around one."
         )
-    return _REGISTRY[model_type]
+    return _REGISTRY.get(model_type) or GenericAdapter()

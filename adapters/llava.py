@@ -1,40 +1,37 @@
-"""LLaVA-1.5, the reference: every image is one square grid of tokens."""
+"""LLaVA-1.5, the reference: every image is one square grid of tokens, with Pixtral any grid."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
 from tokenprune.layout import VisualLayout
 
-from .base import Adapter, base_model, register
+from .base import Adapter, base_model, register, where_is
+from .pixtral import pixtral_places
 
 __all__ = ["LlavaAdapter"]
 
-# Towers whose images all have one size → whether a class token stands before the patches.
-_TOWERS = {"clip_vision_model": True, "siglip_vision_model": False}
+# Tower → whether a class token stands before the patches.
+_TOWERS = {"clip_vision_model": True, "siglip_vision_model": False, "pixtral": False}
 
 
 @register
 class LlavaAdapter(Adapter):
-    """`LlavaForConditionalGeneration` with a CLIP or SigLIP tower."""
+    """`LlavaForConditionalGeneration` with a CLIP, SigLIP or Pixtral tower."""
 
     model_type = "llava"
+    causal = True
+    sizes: tuple[str, ...] = ("image_sizes",)
 
     def check(self, model: Any) -> None:
-        """A tower with images of one size, and a model that has a decoder under a core."""
+        """Only towers whose grids are known."""
+        super().check(model)
         tower = model.config.vision_config.model_type
         if tower not in _TOWERS:
             raise ValueError(
                 f"LLaVA with the vision tower {tower!r} is not supported: expected one of "
-                f"{sorted(_TOWERS)}, whose images all have one size."
-            )
-        if not hasattr(base_model(model), "lm_head"):
-            raise ValueError(
-                f"wrap() takes the whole model, not {type(model).__name__}: expected a "
-                "LlavaForConditionalGeneration."
+                f"{sorted(_TOWERS)}."
             )
 
     def core(self, model: Any) -> Any:
@@ -46,7 +43,7 @@ class LlavaAdapter(Adapter):
         return self.core(model).language_model.layers
 
     def grid(self, model: Any) -> tuple[int, int]:
-        """image_size / patch_size squared: 24×24 for LLaVA-1.5."""
+        """image_size / patch_size squared: 24×24 for LLaVA-1.5, the largest one for Pixtral."""
         return self._grid(model.config)
 
     @staticmethod
@@ -54,12 +51,13 @@ class LlavaAdapter(Adapter):
         side = config.vision_config.image_size // config.vision_config.patch_size
         return side, side
 
-    def locate(self, core: Any, inputs: Mapping[str, Any]) -> VisualLayout | None:
+    def locate(self, core: Any, inputs: Mapping[str, Any]) -> VisualLayout:
         """Image tokens in the prompt, row by row of each image's grid."""
-        encoded = inputs.get("mm_encoder_outputs") or {}
-        if inputs.get("pixel_values") is None and encoded.get("image") is None:
-            return None
         config = core.config
+        here = where_is(core, inputs, config.image_token_id)
+        if config.vision_config.model_type == "pixtral":
+            sizes = inputs["image_sizes"]
+            return VisualLayout.from_places([(here, pixtral_places(sizes, config.vision_config))])
         rows, cols = self._grid(config)
         strategy = inputs.get("vision_feature_select_strategy")
         strategy = strategy or config.vision_feature_select_strategy
@@ -71,14 +69,4 @@ class LlavaAdapter(Adapter):
                 'vision_feature_select_strategy="default" drops a patch of a tower without a class '
                 'token: expected "full".'
             )
-        return VisualLayout.from_grids(_image_tokens(core, inputs), rows, cols, leading)
-
-
-def _image_tokens(core: Any, inputs: Mapping[str, Any]) -> Tensor:
-    """Where the image tokens stand: bool, (batch, length)."""
-    token = core.config.image_token_id
-    if inputs.get("input_ids") is not None:
-        return inputs["input_ids"] == token
-    embeds = inputs["inputs_embeds"]
-    embedding = core.get_input_embeddings().weight[token].to(embeds.device)
-    return (embeds == embedding).all(dim=-1)
+        return VisualLayout.from_grids(here, rows, cols, leading)

@@ -51,6 +51,7 @@ def problems(draw):
         "weights": weights * (weights > draw(st.sampled_from((0.0, 0.5, 1.0)))),
         "mask": make_mask(draw(st.sampled_from(MASKS)), (batch, queries, keys), dtype, generator),
         "scaling": draw(st.sampled_from((None, 0.1, 1.0))),
+        "softcap": draw(st.sampled_from((None, 3.0))),
     }
 
 

@@ -83,7 +83,7 @@ def test_figures_agree_with_each_other(shared, rows, padding, seed):
 def test_arrays_are_read_only_and_fields_cannot_be_set(shared):
     _, stats = run(shared, make_batch(((4, IMAGE, 6),)))
     arrays = [f.name for f in dataclasses.fields(stats) if f.name != "modules"]
-    assert len(arrays) == 13
+    assert len(arrays) == 14
     for name in arrays:
         with pytest.raises(ValueError, match="read-only"):
             getattr(stats, name)[...] = 0

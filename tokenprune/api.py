@@ -74,7 +74,12 @@ def wrap(model: Model, method: MethodConfig | str | Path | None = None) -> Model
             "the path or hub id of saved heads, or None."
         )
     num_layers = len(adapter.decoder_layers(model))
-    facts = ModelFacts(num_layers, adapter.grid(model), adapter.default_layers(num_layers))
+    facts = ModelFacts(
+        num_layers,
+        adapter.grid(model),
+        adapter.default_layers(num_layers),
+        adapter.first_layer(model),
+    )
     config = config.fitted(facts)
     engine = Engine(build(config, facts), adapter, config)
     like = next(adapter.decoder_layers(model).parameters())

@@ -57,11 +57,15 @@ class ModelFacts:
         Rows and columns of one image's tokens.
     default_layers : tuple of int
         After which the family prunes if nothing is said.
+    first_layer : int
+        The first after which tokens may go: the decoder adds image features at the visual tokens of
+        all earlier ones.
     """
 
     num_layers: int
     grid: tuple[int, int]
     default_layers: tuple[int, ...]
+    first_layer: int = 0
 
     @property
     def visual_tokens(self) -> int:
@@ -84,7 +88,15 @@ class MethodConfig:
         ValueError
             If the model cannot meet it.
         """
-        layers = self.layers if self.layers is not None else facts.default_layers
+        first = facts.first_layer
+        layers = self.layers
+        if layers is None:
+            layers = tuple(sorted({max(n, first) for n in facts.default_layers}))
+        if layers[0] < first:
+            raise ValueError(
+                f"layers={layers}: this decoder adds image features at the visual tokens after its "
+                f"layers 0 to {first - 1}, so none may be dropped before layer {first} has run."
+            )
         if layers[-1] >= facts.num_layers - 1:
             raise ValueError(
                 f"layers={layers}: this decoder has {facts.num_layers} layers, so a module can "

@@ -137,12 +137,12 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _facts(model: nn.Module, engine: Engine) -> dict[str, Any]:
+def _facts(model: Any, engine: Engine) -> dict[str, Any]:
     """What the heads depend on in the model they are for."""
     text = engine.adapter.text_config(model)
     return {
         "base_model": getattr(model.config, "_name_or_path", "") or None,
-        "family": engine.adapter.model_type,
+        "family": model.config.model_type,
         "num_layers": text.num_hidden_layers,
         "hidden_size": text.hidden_size,
     }

@@ -13,7 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .frames import current_run
 
-__all__ = ["BACKENDS", "backend_of", "register", "wrapped_name"]
+__all__ = ["BACKENDS", "backend_of", "has_windows", "register", "wrapped_name"]
 
 _PREFIX = "tokenprune_"
 BACKENDS = ("eager", "sdpa", "flash_attention_2")
@@ -27,6 +27,14 @@ def wrapped_name(backend: str) -> str:
 def backend_of(name: str) -> str:
     """The backend behind a registered name."""
     return name.removeprefix(_PREFIX)
+
+
+def has_windows(text_config: Any) -> bool:
+    """Whether any decoder layer sees less than all earlier tokens."""
+    kinds = getattr(text_config, "layer_types", None)
+    if kinds:
+        return any(kind != "full_attention" for kind in kinds)
+    return getattr(text_config, "sliding_window", None) is not None
 
 
 def _eager_of(module: nn.Module) -> Callable[..., Any]:
@@ -52,7 +60,9 @@ def _make(backend: str) -> Callable[..., Any]:
     ) -> Any:
         run = current_run()
         if run is not None:
-            run.observe(module, query, key, attention_mask, kwargs.get("scaling"))
+            run.observe(
+                module, query, key, attention_mask, kwargs.get("scaling"), kwargs.get("softcap")
+            )
             if backend.startswith("flash"):
                 # At batch 1 it takes position ids with gaps for several packed sequences.
                 kwargs.pop("position_ids", None)

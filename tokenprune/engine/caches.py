@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-__all__ = ["check_supported"]
+__all__ = ["check_supported", "without_windows"]
+
+
+def without_windows(cache: Any) -> None:
+    """Let an empty cache keep all keys of layers with a sliding window.
+
+    Such a layer would keep its newest keys by their number. Once tokens are dropped the window must
+    be counted by their positions, which the masks do.
+    """
+    layers = getattr(cache, "layers", None) or []
+    for n, layer in enumerate(layers):
+        if type(layer) is DynamicSlidingWindowLayer:
+            layers[n] = DynamicLayer()
 
 
 def check_supported(cache: Any, num_layers: int) -> None:

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..config import MethodConfig
+from ..layout import VisualLayout
 from ..methods.base import Method
 from . import frames, recompute
-from .attention import backend_of, register
+from .attention import backend_of, has_windows, register, wrapped_name
 from .frames import Frame
 from .latest import Latest
 from .record import Record
@@ -80,7 +81,12 @@ class Engine(nn.Module):
         text_config = self.adapter.text_config(model)
         self.num_layers = len(layers)
         self.attention = register(text_config._attn_implementation or "eager")
-        self._causal = getattr(text_config, "sliding_window", None) is None
+        self._causal = self.adapter.causal and not has_windows(text_config)
+        if self.attention == wrapped_name("flash_attention_2") and not self._causal:
+            raise ValueError(
+                "flash_attention_2 counts windows and image blocks by the tokens that are left, "
+                'not by their positions: call model.set_attn_implementation("sdpa") first.'
+            )
         self._signatures = {
             "top": inspect.signature(model.forward),
             "core": inspect.signature(core.forward),
@@ -137,17 +143,15 @@ class Engine(nn.Module):
             frames.resume(self)
 
     def _generate(self, generate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        with frames.generating(self):
+        # Not kept with the others: it cannot be pickled.
+        arguments = _bind(inspect.signature(generate), args, kwargs)
+        with frames.generating(self, arguments):
             return generate(*args, **kwargs)
 
     # -- around the model ----------------------------------------------------------------------
 
     def _arguments(self, which: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict:
-        try:
-            bound = self._signatures[which].bind_partial(*args, **kwargs).arguments
-        except TypeError:
-            return kwargs  # the call is wrong: let forward itself say so
-        return {**bound, **bound.get("kwargs", {})}
+        return _bind(self._signatures[which], args, kwargs)
 
     def _before_model(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         frames.pop(self)  # an interrupt may have left one
@@ -188,7 +192,7 @@ class Engine(nn.Module):
         if frame is None or frame.run is not None:  # the core is called on its own
             frame = Frame(self, alone=True)
             frames.push(frame)
-        layout = None if frames.is_paused(self) else self.adapter.locate(core, inputs)
+        layout = None if frames.is_paused(self) else self._locate(core, inputs)
         prompt_length = None
         if layout is not None:
             prompt_length = frames.prompt_length(self, layout.mask.shape[1])
@@ -204,6 +208,23 @@ class Engine(nn.Module):
             soft=soft,
             causal=self._causal,
         )
+
+    def _locate(self, core: nn.Module, inputs: dict[str, Any]) -> VisualLayout | None:
+        """Where the visual tokens are, by the sizes that ``generate`` was given, if it runs."""
+        if not self.adapter.has_images(inputs):
+            return None
+        given = frames.generate_arguments(self)
+        sizes = {n: given[n] for n in self.adapter.sizes if given.get(n) is not None}
+        if not sizes:
+            return self.adapter.locate(core, inputs)
+        # Beams and several answers repeat rows, but the sizes were given for the rows before that.
+        names = ("input_ids", "inputs_embeds", "attention_mask")
+        rows = next(len(given[n]) for n in (*names, "inputs") if given.get(n) is not None)
+        tokens = {n: inputs[n] for n in names if inputs.get(n) is not None}
+        copies = len(next(iter(tokens.values()))) // rows
+        once = {n: value[::copies] for n, value in tokens.items()}
+        layout = self.adapter.locate(core, {**inputs, **once, **sizes})
+        return layout if copies == 1 else layout.repeat_rows(copies)
 
     def _after_core(self, core: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         frame = frames.top(self)
@@ -267,6 +288,14 @@ class Engine(nn.Module):
         hidden = _hidden(output)
         full = run.leave_last_layer(hidden)
         return None if full is hidden else _with_hidden(output, full)
+
+
+def _bind(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict:
+    try:
+        bound = signature.bind_partial(*args, **kwargs).arguments
+    except TypeError:
+        return kwargs  # the call is wrong: let it say so itself
+    return {**bound, **bound.get("kwargs", {})}
 
 
 def _hidden(output: Any) -> Tensor:

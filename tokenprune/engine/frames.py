@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Frame",
     "current_run",
+    "generate_arguments",
     "generating",
     "is_paused",
     "pause",
@@ -52,9 +53,21 @@ class Frame:
 
 @dataclass
 class Generation:
-    """One call of ``generate``: what lies past its first forward's length is answer, not prompt."""
+    """One call of ``generate``: what lies past its first forward's length is answer, not prompt.
+
+    Attributes
+    ----------
+    engine : Engine
+        Whose call it is.
+    arguments : dict
+        What it was given. Newer releases encode images before the first forward, which then sees
+        neither them nor their sizes.
+    prompt_length : int, optional
+        Of the first forward.
+    """
 
     engine: Engine
+    arguments: Mapping[str, Any]
     prompt_length: int | None = None
 
 
@@ -91,14 +104,20 @@ def current_run() -> Run | None:
 
 
 @contextmanager
-def generating(engine: Engine) -> Iterator[None]:
-    """Inside, a call of ``generate`` runs."""
+def generating(engine: Engine, arguments: Mapping[str, Any]) -> Iterator[None]:
+    """Inside, a call of ``generate`` with these arguments runs."""
     outer = _GENERATION.get()
-    _GENERATION.set(Generation(engine))
+    _GENERATION.set(Generation(engine, arguments))
     try:
         yield
     finally:
         _GENERATION.set(outer)
+
+
+def generate_arguments(engine: Engine) -> Mapping[str, Any]:
+    """What the running ``generate`` was given; nothing outside of one."""
+    generation = _GENERATION.get()
+    return {} if generation is None or generation.engine is not engine else generation.arguments
 
 
 def prompt_length(engine: Engine, length: int) -> int | None:

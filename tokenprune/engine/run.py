@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from ..layout import VisualLayout
 from ..methods.base import Context, Method, Received, Selection, Trace
 from . import keys as cache_keys
 from .attention import backend_of
-from .caches import check_supported
+from .caches import check_supported, without_windows
 from .compact import Survivors, gather_hidden, gather_positions, scatter_hidden, survivors
 from .masks import causal_float, decode_mask, select_mask, soften, to_4d
 from .record import Decision, Record
@@ -90,6 +90,7 @@ class Run:
         self.closed = False
         self.past = 0
         self.length = 0
+        self.dtype = torch.float32
         self.cache: Any = None
         self.old_keys: dict[int, cache_keys.LayerKeys] = {}
         self.new_keys: dict[int, cache_keys.LayerKeys] = {}
@@ -143,6 +144,7 @@ class Run:
     def enter_first_layer(self, hidden: Tensor, cache: Any) -> None:
         """Look at the cache before anything is written to it."""
         self.length = hidden.shape[1]
+        self.dtype = hidden.dtype
         self.cache = cache
         self.past = 0 if cache is None else int(cache.get_seq_length())
         self.old_keys = cache_keys.load(cache, self.past)
@@ -165,6 +167,8 @@ class Run:
                 "softened tokens: give the whole sequence in one forward, or call model.eval()."
             )
         if cache is not None and not self.soft:
+            if not self.past:
+                without_windows(cache)
             check_supported(cache, self.num_layers)
 
     def adapt(self, layer: int, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -176,23 +180,25 @@ class Run:
             return kwargs
         kwargs = dict(kwargs)
         if softened:
-            dtype = self._float_dtype(kwargs)
-            mask = self._remember(("soft", id(given)), given, lambda: self._softened(given, dtype))
+            mask = self._remember(("soft", id(given)), given, lambda: self._softened(given))
             self.replay[layer] = mask
         else:
             mask = self._remember(
                 ("mask", id(given), id(self.old_keys.get(layer))),
                 given,
-                lambda: self._selected(given, layer, kwargs),
+                lambda: self._selected(given, layer),
             )
         kwargs["attention_mask"] = mask
         if kept is not None:
-            for name, axis in (("position_embeddings", -2), ("position_ids", -1)):
-                value = kwargs.get(name)
-                if value is not None:
-                    kwargs[name] = self._remember(
-                        (name, id(value)), value, _gatherer(value, kept.index, axis)
-                    )
+            for name, value in kwargs.items():
+                # Some decoders have two kinds of embeddings, for two kinds of layers; some have
+                # experts of their own for visual tokens.
+                if name.startswith("position_") or name.endswith("_type_ids"):
+                    axis = -1 if name.endswith("_ids") else -2
+                    if value is not None:
+                        kwargs[name] = self._remember(
+                            (name, id(value)), value, _gatherer(value, kept.index, axis)
+                        )
         return kwargs
 
     def _remember(self, key: tuple[Any, ...], source: Any, make: Callable[[], Any]) -> Any:
@@ -201,10 +207,7 @@ class Run:
             self._memo[key] = (source, make())
         return self._memo[key][1]
 
-    def _float_dtype(self, kwargs: Mapping[str, Any]) -> torch.dtype:
-        return kwargs["position_embeddings"][0].dtype
-
-    def _softened(self, given: Tensor | None, dtype: torch.dtype) -> Tensor:
+    def _softened(self, given: Tensor | None) -> Tensor:
         assert self.weight is not None
         assert self.layout is not None
         if self.backend.startswith("flash"):
@@ -214,19 +217,18 @@ class Run:
                 "run."
             )
         factor = torch.where(self.layout.mask, self.weight, 1.0)
-        return soften(given, factor, self.method.floor, dtype)
+        return soften(given, factor, self.method.floor, self.dtype)
 
-    def _selected(self, given: Tensor | None, layer: int, kwargs: Mapping[str, Any]) -> Any:
+    def _selected(self, given: Tensor | None, layer: int) -> Any:
         """The mask over the keys this layer really has."""
         kept = None if self.stage is None else self.stage.kept
         held = self.old_keys.get(layer)
-        if self.past == 0 and self.plain:
+        if self.past == 0 and (self.plain or given is None):
             assert kept is not None
             # Survivors stand in order with padding behind them: plain causal attention is right.
             if self.backend != "eager":
                 return None
-            dtype = self._float_dtype(kwargs)
-            return causal_float(kept.index.shape[1], dtype, kept.index.device)
+            return causal_float(kept.index.shape[1], self.dtype, kept.index.device)
         if given is None:
             # One new token that sees all there is, or flash attention, causal by itself.
             valid = None if held is None else held.valid
@@ -254,6 +256,7 @@ class Run:
         key: Tensor,
         mask: Tensor | None,
         scaling: float | None,
+        softcap: float | None,
     ) -> None:
         """Compute what the method asked of this layer's attention, if it did."""
         layer = getattr(module, "layer_idx", None)
@@ -266,7 +269,7 @@ class Run:
         names = sorted(self.method.needs)
         weights = torch.stack([groups[name] for name in names], dim=1).detach()
         mask = to_4d(mask, query.shape[2], key.shape[2])
-        total, seen_by = attention_received(query, key, weights, mask, scaling)
+        total, seen_by = attention_received(query, key, weights, mask, scaling, softcap)
         own = query.shape[2]  # of the keys, the last are this pass's own tokens
         queries = weights.sum(dim=2)
         self._received[layer] = {

@@ -19,6 +19,7 @@ def attention_received(
     weights: Tensor,
     mask: Tensor | None = None,
     scaling: float | None = None,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention that each key receives from groups of queries, heads averaged.
 
@@ -37,6 +38,8 @@ def attention_received(
         key. Float: added to the logits; the dtype's minimum hides.
     scaling : float, optional
         Factor on the logits. None: 1 / √width.
+    softcap : float, optional
+        Squeezes the logits: softcap · tanh(logits / softcap), as in Gemma 2. None: it does not.
 
     Returns
     -------
@@ -47,11 +50,16 @@ def attention_received(
     """
     # Autocast would multiply in half precision, whose range the hidden logits exceed.
     with torch.autocast(query.device.type, enabled=False):
-        return _by_blocks(query, key, weights, mask, scaling)
+        return _by_blocks(query, key, weights, mask, scaling, softcap)
 
 
 def _by_blocks(
-    query: Tensor, key: Tensor, weights: Tensor, mask: Tensor | None, scaling: float | None
+    query: Tensor,
+    key: Tensor,
+    weights: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
     batch, heads, queries, width = query.shape
     kv_heads, keys = key.shape[1:3]
@@ -73,6 +81,8 @@ def _by_blocks(
         end = offset + stop if mask is None else keys
         block = grouped[..., start:stop, :].float() * scaling
         logits = einsum(block, key[:, :, :end], "b g r q d, b g k d -> b g r q k")
+        if softcap is not None:
+            logits = (logits / softcap).tanh() * softcap
         if mask is None:
             places = torch.arange(start, stop, device=query.device) + offset
             visible = (columns[:end] <= places[:, None])[None]

@@ -14,6 +14,7 @@ def attention_received_reference(
     weights: Tensor,
     mask: Tensor | None = None,
     scaling: float | None = None,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention received, by the full map. Arguments and results as in `attention_received`."""
     heads, queries, width = query.shape[1:]
@@ -21,6 +22,8 @@ def attention_received_reference(
     scaling = width**-0.5 if scaling is None else scaling
     key = key.double().repeat_interleave(heads // kv_heads, dim=1)
     logits = query.double() @ key.transpose(2, 3) * scaling
+    if softcap is not None:
+        logits = (logits / softcap).tanh() * softcap
 
     if mask is None:
         offset = keys - queries

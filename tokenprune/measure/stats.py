@@ -33,7 +33,7 @@ class PruneStats:
         Key-value cache of the prompt.
     prefill_flops, prefill_flops_unpruned : float64, (batch,)
         Of the decoder layers.
-    visual, row, col, image : (batch, length)
+    visual, row, col, image, frame : (batch, length)
         The layout: which positions are visual and where in which image they lie, -1 elsewhere.
     grid : int64, (batch, length, 2)
         Rows and columns of each token's image.
@@ -52,6 +52,7 @@ class PruneStats:
     row: np.ndarray
     col: np.ndarray
     image: np.ndarray
+    frame: np.ndarray
     grid: np.ndarray
 
     @property
@@ -71,7 +72,7 @@ class PruneStats:
 
     def to_dict(self) -> dict[str, Any]:
         """The figures, without the position maps, as JSON types."""
-        left_out = {"alive", "visual", "row", "col", "image", "grid"}
+        left_out = {"alive", "visual", "row", "col", "image", "frame", "grid"}
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
         plain = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in values.items()}
         absent = np.isnan(self.thresholds)
@@ -107,6 +108,7 @@ class PruneStats:
             "row": layout.row.cpu().numpy(),
             "col": layout.col.cpu().numpy(),
             "image": layout.image.cpu().numpy(),
+            "frame": layout.frame.cpu().numpy(),
             "grid": np.stack([layout.height.cpu().numpy(), layout.width.cpu().numpy()], axis=-1),
         }
         for array in arrays.values():

@@ -15,7 +15,8 @@ def lay_on_grid(values: Tensor, layout: VisualLayout, grid: tuple[int, int]) -> 
     """Each token's value at its own place of one fixed grid, zeros where a token is gone.
 
     One set of heads so serves any resolution: a cell holds the mean of the tokens that fall into
-    it, over all images of the row.
+    it, over all images of the row. Tokens without a place are left out; in a row where none has
+    one, every cell holds their mean.
 
     Parameters
     ----------
@@ -33,12 +34,13 @@ def lay_on_grid(values: Tensor, layout: VisualLayout, grid: tuple[int, int]) -> 
     placed = layout.mask & (layout.row >= 0)
     row = layout.row * rows // layout.height.clamp(min=1)
     col = layout.col * cols // layout.width.clamp(min=1)
-    # Tokens without a place go to one cell past the end, which is cut off.
+    # Tokens without a place go to one cell past the end.
     cell = torch.where(placed, row * cols + col, rows * cols)
     sums = values.new_zeros(values.shape[0], rows * cols + 1)
-    counts = sums.scatter_add(1, cell, torch.ones_like(values))
-    sums = sums.scatter_add(1, cell, values)
-    means = (sums / counts.clamp(min=1))[:, :-1]
+    counts = sums.scatter_add(1, cell, layout.mask.to(values.dtype))
+    sums = sums.scatter_add(1, cell, torch.where(layout.mask, values, 0.0))
+    means = sums / counts.clamp(min=1)
+    means = torch.where(placed.any(dim=1, keepdim=True), means[:, :-1], means[:, -1:])
     return rearrange(means, "b (r c) -> b r c", r=rows)
 
 

@@ -1,0 +1,23 @@
+"""Perception LM: tiles one after the other, pooled; a timm tower."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .base import register
+from .generic import GenericAdapter
+
+__all__ = ["PerceptionLMAdapter"]
+
+
+@register
+class PerceptionLMAdapter(GenericAdapter):
+    """`PerceptionLMForConditionalGeneration`: each tile is an image with a grid of its own."""
+
+    model_type = "perception_lm"
+
+    def per_image(self, config: Any) -> int:
+        """Of one tile, after pooling."""
+        tower = config.vision_config.model_args
+        side = tower["img_size"][0] // tower["patch_size"] // config.projector_pooling_ratio
+        return side * side
