@@ -1,0 +1,344 @@
+"""The invariants, over every family: tiny models with random weights, the family's own inputs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import tokenprune as tp
+from tokenprune.adapters import adapter_for
+from tokenprune.engine import Engine
+from tokenprune.methods.base import Context, Method, Selection
+
+from .families import FAMILIES, Family
+from .scripted import ScriptedConfig
+from .tolerance import assert_close
+
+# Wider than any grid here, and one more for tokens without a place.
+_MOST = 64
+
+
+class Patterned(Method):
+    """Keeps what stands at some rows and columns, in every image alike.
+
+    Parameters
+    ----------
+    layers : tuple of int
+    share : float
+        Of all places, how many each module keeps.
+    seed : int
+    """
+
+    def __init__(self, layers: tuple[int, ...], share: float, seed: int) -> None:
+        super().__init__()
+        self.layers = layers
+        generator = torch.Generator().manual_seed(seed)
+        self.table = torch.rand(len(layers), _MOST, _MOST, generator=generator) < share
+
+    def select(self, context: Context) -> Selection:
+        layout = context.layout
+        return Selection(keep=self.table[context.module, layout.row + 1, layout.col + 1])
+
+    def alive(self, family: Family, model: Any, sample: Any, num_layers: int) -> Tensor:
+        """What each layer must compute on: bool, (num_layers, length)."""
+        length = sample["input_ids"].shape[1]
+        alive = torch.ones(num_layers, length, dtype=torch.bool)
+        for position, _, row, col, _, _ in family.geometry(model, sample):
+            if not family.knows_places(sample):
+                row, col = -1, -1
+            stays = True
+            for layer, table in zip(self.layers, self.table, strict=True):
+                stays = stays and bool(table[row + 1, col + 1])
+                alive[layer + 1 :, position] = stays
+        return alive
+
+
+@dataclass(frozen=True)
+class Case:
+    """Prompts, and what goes."""
+
+    images: tuple[int, ...]
+    video: bool
+    padding: str
+    first: int
+    gap: int
+    share: float
+    seed: int
+
+    def samples(self, family: Family, model: Any) -> list[Any]:
+        return [
+            family.sample(model, images, self.seed + n, video=self.video)
+            for n, images in enumerate(self.images)
+        ]
+
+    def method(self, model: Any) -> Patterned:
+        adapter = adapter_for(model)
+        first = adapter.first_layer(model) + self.first
+        second = min(first + self.gap, len(adapter.decoder_layers(model)) - 2)
+        return Patterned((first, second), self.share, self.seed)
+
+
+def cases(family: Family) -> st.SearchStrategy[Case]:
+    # Families that want pictures in every row, or none, get them in every row.
+    counts = st.integers(0 if family.text_beside_images else 1, 2)
+    return st.builds(
+        Case,
+        images=st.lists(counts, min_size=1, max_size=3).map(tuple).filter(any),
+        video=st.booleans() if family.videos else st.just(False),
+        padding=st.sampled_from(["left", "right"]),
+        first=st.integers(0, 1),
+        gap=st.integers(1, 2),
+        share=st.sampled_from([0.0, 0.3, 0.7, 1.0]),
+        seed=st.integers(0, 2**16),
+    )
+
+
+@contextmanager
+def wrapped(model: Any, method: Method) -> Iterator[None]:
+    engine = Engine(method, adapter_for(model), ScriptedConfig())
+    engine.train(model.training)
+    engine.attach(model)
+    try:
+        yield
+    finally:
+        tp.unwrap(model)
+
+
+@cache
+def built(name: str, attn: str = "sdpa") -> Any:
+    return FAMILIES[name].build(attn=attn)
+
+
+def present(batch: Any, row: int) -> Tensor:
+    return batch["attention_mask"][row].bool()
+
+
+@torch.no_grad()
+def logits(model: Any, batch: Any) -> Tensor:
+    return model(**batch).logits
+
+
+def skipped(family: Family, limit: str = "") -> Any:
+    """A family as a parameter, skipped where this release has it not or it cannot do so itself."""
+    reason = f"{family.name}: {family.limits.get(limit)}"
+    if not family.available():
+        reason = f"this transformers has no {family.model}"
+    skip = limit in family.limits or not family.available()
+    return pytest.param(family.name, marks=[pytest.mark.skip(reason=reason)] if skip else [])
+
+
+def over(examples: int, limit: str = "") -> Callable[[Callable[..., Any]], Any]:
+    """Run a test on drawn cases of every family that can be pruned."""
+
+    def decorate(test: Callable[..., Any]) -> Any:
+        def run(name: str) -> None:
+            family = FAMILIES[name]
+
+            @settings(max_examples=examples, deadline=None)
+            @given(case=cases(family))
+            def drawn(case: Case) -> None:
+                test(name, family, case)
+
+            drawn()
+
+        run.__name__ = test.__name__
+        run.__doc__ = test.__doc__
+        names = [skipped(family, limit) for family in FAMILIES.values() if not family.refused]
+        return pytest.mark.parametrize("name", names)(run)
+
+    return decorate
+
+
+def hooks_of(model: Any) -> list[Any]:
+    return [[*m._forward_hooks, *m._forward_pre_hooks] for m in model.modules()]
+
+
+@over(4)
+def test_everything_kept_is_the_model_itself(name: str, family: Family, case: Case) -> None:
+    """Invariant 1, bit for bit, `generate` included; and nothing is left after `unwrap`."""
+    model = built(name)
+    batch = family.join(model, case.samples(family, model), "left")
+    asked = {"max_new_tokens": 3, "do_sample": False}
+    before, words = logits(model, batch), model.generate(**copy.copy(batch), **asked)
+    keys, config, hooks = list(model.state_dict()), model.config.to_json_string(), hooks_of(model)
+    method = Patterned(case.method(model).layers, 2.0, case.seed)
+    with wrapped(model, method):
+        assert torch.equal(logits(model, batch), before)
+        assert torch.equal(model.generate(**copy.copy(batch), **asked), words)
+    assert list(model.state_dict()) == keys
+    assert model.config.to_json_string() == config
+    assert hooks_of(model) == hooks
+
+
+@over(6)
+def test_equals_the_masked_model(name: str, family: Family, case: Case) -> None:
+    """Invariants 2, 4: dropping is masking the dropped keys of all later layers."""
+    model = built(name, "eager")
+    samples = case.samples(family, model)
+    batch = family.join(model, samples, case.padding)
+    method = case.method(model)
+    layers = adapter_for(model).decoder_layers(model)
+    alive = torch.ones(len(layers), *batch["input_ids"].shape, dtype=torch.bool)
+    for row, sample in enumerate(samples):
+        alive[:, row, present(batch, row)] = method.alive(family, model, sample, len(layers))
+    expected = masked(model, layers, batch, alive)
+    with wrapped(model, method):
+        actual = logits(model, batch)
+        stats = tp.stats(model) if any(case.images) else None
+    for row in range(len(samples)):
+        seen = present(batch, row) & alive[-1, row]
+        assert_close(actual[row, seen], expected[row, seen], f"row {row}")
+        if stats is not None:
+            assert stats.alive[:, row].tolist() == (alive[:, row] & present(batch, row)).tolist()
+
+
+def masked(model: Any, layers: Any, batch: Any, alive: Tensor) -> Tensor:
+    """The model at full length; each layer's mask hides what is gone, but not from itself."""
+
+    def hide(n: int) -> Callable[..., Any]:
+        def hook(_: Any, args: Any, kwargs: Any) -> Any:
+            mask = kwargs["attention_mask"]
+            itself = torch.eye(mask.shape[-1], dtype=torch.bool)
+            gone = ~alive[n][:, None, None, :] & ~itself
+            shown = mask.expand(len(alive[n]), -1, -1, -1)
+            return args, {
+                **kwargs,
+                "attention_mask": shown.masked_fill(gone, torch.finfo(mask.dtype).min),
+            }
+
+        return hook
+
+    handles = [
+        layer.register_forward_pre_hook(hide(n), with_kwargs=True) for n, layer in enumerate(layers)
+    ]
+    try:
+        return logits(model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@over(4, limit="rows")
+def test_a_row_of_a_batch_is_the_row_alone(name: str, family: Family, case: Case) -> None:
+    """Invariant 3, with ATP: its scores and thresholds too."""
+    model = built(name)
+    samples = case.samples(family, model)
+    batch = family.join(model, samples, case.padding)
+    method = case.method(model)
+    with wrapped(model, method):
+        together = logits(model, batch)
+        for row, sample in enumerate(samples):
+            alone = logits(model, sample)[0]
+            seen = torch.ones(len(alone), dtype=torch.bool)
+            if case.images[row]:
+                seen = torch.from_numpy(tp.stats(model).alive[-1, 0])
+            assert_close(together[row, present(batch, row)][seen], alone[seen], f"row {row}")
+
+
+@over(3)
+def test_generate(name: str, family: Family, case: Case) -> None:
+    """Invariant 5: cached is uncached, and a row is the row alone, images of all sizes."""
+    generates(family, case)
+
+
+@over(2, limit="beams")
+def test_beams(name: str, family: Family, case: Case) -> None:
+    """The same with beams and several answers a prompt."""
+    if case.video and "video beams" in family.limits:
+        case = replace(case, video=False)
+    generates(family, case, num_beams=2, num_return_sequences=2)
+
+
+def generates(family: Family, case: Case, **asked: int) -> None:
+    model = built(family.name)
+    samples = case.samples(family, model)
+    batch = family.join(model, samples, "left")
+    asked = {"max_new_tokens": 3, "do_sample": False, **asked}
+    with wrapped(model, case.method(model)):
+        cached = model.generate(**copy.copy(batch), **asked)
+        if "uncached" not in family.limits:
+            assert torch.equal(cached, model.generate(**copy.copy(batch), **asked, use_cache=False))
+        if "rows" in family.limits:
+            return
+        copies = len(cached) // len(samples)
+        for row, sample in enumerate(samples):
+            alone = model.generate(**copy.copy(sample), **asked)
+            mine = cached[row * copies : (row + 1) * copies]
+            assert torch.equal(mine[:, -3:], alone[:, -3:])
+
+
+@over(4)
+def test_every_token_knows_its_place(name: str, family: Family, case: Case) -> None:
+    """The layout against a construction that reads the family's own code."""
+    model = built(name)
+    samples = [s for s, n in zip(case.samples(family, model), case.images, strict=True) if n]
+    for sample in samples:
+        with wrapped(model, case.method(model)):
+            logits(model, sample)
+            stats = tp.stats(model)
+        if not family.knows_places(sample):
+            assert (stats.row == -1).all()
+            continue
+        found = {
+            position: (
+                int(stats.row[0, position]),
+                int(stats.col[0, position]),
+                *map(int, stats.grid[0, position]),
+            )
+            for position in stats.visual[0].nonzero()[0].tolist()
+        }
+        expected = {p: (r, c, h, w) for p, _, r, c, h, w in family.geometry(model, sample)}
+        assert found.keys() == expected.keys()
+        for position, place in expected.items():
+            if place[:2] == (-1, -1):
+                assert found[position][:2] == (-1, -1)
+            else:
+                assert found[position] == place
+
+
+@over(2)
+def test_training_teaches_the_heads_and_nothing_else(name: str, family: Family, case: Case) -> None:
+    """Invariants 6 and 7."""
+    model = FAMILIES[name].build()
+    batch = family.join(model, case.samples(family, model), "right")
+    labels = torch.full_like(batch["input_ids"], -100)
+    for row in range(len(labels)):
+        # Any word: some families give none to the words of a picture.
+        labels[row, present(batch, row).nonzero().flatten()[-2:]] = 3
+    side = adapter_for(model).grid(model)[0]
+    first = adapter_for(model).first_layer(model)
+    tp.wrap(
+        model, tp.ATPConfig(layers=(first + 1,), target_tokens=0.9 * side**2, start_spatial=0.0)
+    )
+    heads = tp.train_only_heads(model)
+    model.train()
+    out = model(**batch, labels=labels)
+    assert out.logits.shape[:2] == labels.shape
+    assert out.loss.isfinite()
+    out.loss.backward()
+    for parameter in heads:
+        assert parameter.grad is not None
+        assert parameter.grad.isfinite().all()
+        assert parameter.grad.abs().sum() > 0
+    assert sum(p.grad is not None for p in model.parameters()) == len(heads)
+
+
+@pytest.mark.parametrize("name", [skipped(f) for f in FAMILIES.values() if f.refused])
+def test_what_cannot_be_pruned_is_refused(name: str) -> None:
+    """With the reason, and the model as it was."""
+    model = built(name)
+    hooks = hooks_of(model)
+    with pytest.raises(ValueError, match=FAMILIES[name].refused):
+        tp.wrap(model)
+    assert hooks_of(model) == hooks
+    assert not hasattr(model, "tokenprune")
