@@ -1,6 +1,6 @@
 """What the engine must know of a model family: one file each, or none where structure says all."""
 
-from .base import Adapter, adapter_for, families, register
+from .base import Adapter, adapter_for, register, verified
 from .gemma4 import Gemma4Adapter
 from .generic import GenericAdapter
 from .glm4v import Glm4vAdapter, Glm4vMoeAdapter, Glm46VAdapter, GlmOcrAdapter
@@ -32,6 +32,6 @@ __all__ = [
     "Qwen3VLAdapter",
     "VideoLlavaAdapter",
     "adapter_for",
-    "families",
     "register",
+    "verified",
 ]

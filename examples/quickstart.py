@@ -29,7 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tokenprune as tp
 from benchmarks.digits_vqa.dataset import Sample, collate, samples
-from benchmarks.digits_vqa.evaluate import WEIGHTS, accuracy
+from benchmarks.digits_vqa.evaluate import accuracy
+from benchmarks.digits_vqa.models.llava import FOLDER as WEIGHTS
 
 BATCH = 32
 # Where the small model can spare tokens: background early, all but the digits once those are known,

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from tokenprune.adapters import adapter_for
 from torch import Tensor
 
 import tokenprune as tp
-from tokenprune.adapters import adapter_for
 from tokenprune.config import MethodConfig
 from tokenprune.engine import Engine
 from tokenprune.methods.base import Context, Method, Selection

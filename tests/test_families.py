@@ -13,10 +13,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenprune.adapters import adapter_for
 from torch import Tensor
 
 import tokenprune as tp
-from tokenprune.adapters import adapter_for
 from tokenprune.engine import Engine
 from tokenprune.methods.base import Context, Method, Selection
 

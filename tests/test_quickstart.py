@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # examples and benchmarks are not installed
 
 from benchmarks.digits_vqa.dataset import collate, samples  # noqa: E402
-from benchmarks.digits_vqa.evaluate import WEIGHTS, accuracy  # noqa: E402
+from benchmarks.digits_vqa.evaluate import accuracy  # noqa: E402
+from benchmarks.digits_vqa.models.llava import FOLDER as WEIGHTS  # noqa: E402
 from examples import quickstart  # noqa: E402
 
 FIGURES = {

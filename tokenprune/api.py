@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from tokenprune.adapters import adapter_for, families
+from tokenprune.adapters import adapter_for, verified
 
 from .config import ATPConfig, MethodConfig, ModelFacts
 from .engine import ATTRIBUTE, Engine, engine_of
@@ -182,5 +182,9 @@ def _shape(model: nn.Module, engine: Engine) -> DecoderShape:
 
 
 def supported() -> dict[str, list[str]]:
-    """The families, by ``config.model_type``, and the methods, by name."""
-    return {"families": families(), "methods": sorted(METHODS)}
+    """The families that were verified, by ``config.model_type``, and the methods, by name.
+
+    Other decoder-only families of transformers can be wrapped too, by their structure; `wrap` says
+    why where it cannot. ``docs/families.md`` has what was verified of each.
+    """
+    return {"families": verified(), "methods": sorted(METHODS)}

@@ -21,7 +21,8 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 import tokenprune as tp
 from benchmarks.digits_vqa.dataset import collate, samples
-from benchmarks.digits_vqa.evaluate import WEIGHTS, accuracy
+from benchmarks.digits_vqa.evaluate import accuracy
+from benchmarks.digits_vqa.models.llava import FOLDER as WEIGHTS
 from benchmarks.environment import environment
 from examples.quickstart import LAYERS, train_heads
 

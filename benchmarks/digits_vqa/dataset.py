@@ -10,11 +10,8 @@ import numpy as np
 import torch
 
 from .handwriting import SPLITS
-from .pictures import Picture, compose
+from .pictures import SIZE, Picture, Size, compose
 from .questions import KINDS, Question, ask, askable
-
-PROMPT = "<image> {question}"
-"""What the model reads; the answer is its next token."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +21,6 @@ class Sample:
     picture: Picture
     question: Question
 
-    @property
-    def prompt(self) -> str:
-        """The text given to the processor together with the picture."""
-        return PROMPT.format(question=self.question.text)
-
 
 def samples(
     split: str,
@@ -36,6 +28,7 @@ def samples(
     seed: int,
     digits: tuple[int, int] = (1, 6),
     kinds: Sequence[str] = KINDS,
+    sizes: Sequence[Size] = ((SIZE, SIZE),),
 ) -> list[Sample]:
     """Draw pictures with one question each.
 
@@ -51,6 +44,8 @@ def samples(
         Smallest and largest number of digits on a picture, at most 7.
     kinds : sequence of str
         Kinds of question.
+    sizes : sequence of (int, int)
+        Widths and heights of pictures, all equally often.
 
     Returns
     -------
@@ -61,10 +56,11 @@ def samples(
     order = [kinds[i % len(kinds)] for i in range(n)]
     rng.shuffle(order)
     drawn = []
-    for kind in order:
-        picture = compose(rng, split, digits)
+    for n, kind in enumerate(order):
+        size = sizes[n % len(sizes)]
+        picture = compose(rng, split, digits, size)
         while not askable(picture, (kind,)):
-            picture = compose(rng, split, digits)
+            picture = compose(rng, split, digits, size)
         drawn.append(Sample(picture, ask(rng, picture, (kind,))))
     return drawn
 
@@ -79,7 +75,7 @@ def collate(
 
     Parameters
     ----------
-    processor : LlavaProcessor
+    processor : ProcessorMixin
         Turns pictures and prompts into tensors.
     samples : sequence of Sample
         What to put in the batch.
@@ -92,11 +88,12 @@ def collate(
     Returns
     -------
     dict of str to torch.Tensor
-        ``input_ids``, ``attention_mask``, ``pixel_values`` and, with answers, ``labels``.
+        What the processor makes (``input_ids``, ``attention_mask``, ``pixel_values`` …) and, with
+        answers, ``labels``.
     """
     if padding_side not in ("left", "right"):
         raise ValueError(f"padding_side must be 'left' or 'right', got {padding_side!r}")
-    texts = [sample.prompt for sample in samples]
+    texts = [f"{picture_text(processor)} {sample.question.text}" for sample in samples]
     if with_answers:
         texts = [
             f"{text} {sample.question.answer}" for text, sample in zip(texts, samples, strict=True)
@@ -108,10 +105,17 @@ def collate(
         padding_side=padding_side,
         return_tensors="pt",
     )
-    made = {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values")}
+    made = dict(batch)
     if with_answers:
         made["labels"] = _only_last(made["input_ids"], made["attention_mask"])
     return made
+
+
+def picture_text(processor: Any) -> str:
+    """Return what stands for the picture in a prompt: the image token, and what goes around it."""
+    known = processor.tokenizer.get_vocab()
+    ends = (f"<|vision_{end}|>" for end in ("start", "end"))
+    return processor.image_token.join(end if end in known else "" for end in ends)
 
 
 def last_positions(attention_mask: torch.Tensor) -> torch.Tensor:

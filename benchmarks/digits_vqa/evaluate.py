@@ -13,16 +13,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
-from transformers import AutoProcessor, LlavaForConditionalGeneration
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import tokenprune as tp
 
 from .dataset import Sample, answer_ids, collate, last_positions, samples
 from .handwriting import SPLITS
+from .models import MODELS
 from .questions import KINDS, PRESENCE
-
-WEIGHTS = Path(__file__).parent / "weights"
-"""Folder of the committed model."""
 
 
 def accuracy(
@@ -97,7 +95,8 @@ def table(result: dict[str, Any], title: str) -> Table:
 def main() -> None:
     """Evaluate a saved model from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--weights", type=Path, default=WEIGHTS)
+    parser.add_argument("--model", choices=MODELS, default="llava")
+    parser.add_argument("--weights", type=Path, help="the committed ones by default")
     parser.add_argument("--split", choices=SPLITS, default="held_out")
     parser.add_argument("--n", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
@@ -107,11 +106,15 @@ def main() -> None:
     parser.add_argument("--drop-after", type=int, help="drop every visual token after this layer")
     parser.add_argument("--json", type=Path, help="also write the result here")
     options = parser.parse_args()
-    model = LlavaForConditionalGeneration.from_pretrained(options.weights, dtype=torch.float32)
-    processor = AutoProcessor.from_pretrained(options.weights)
+    family = MODELS[options.model]
+    folder = options.weights or family.FOLDER
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    processor = AutoProcessor.from_pretrained(folder)
     if options.drop_after is not None:
         tp.wrap(model, tp.RandomConfig(layers=(options.drop_after,), keep=(0,)))
-    drawn = samples(options.split, options.n, options.seed, tuple(options.digits), options.kinds)
+    drawn = samples(
+        options.split, options.n, options.seed, tuple(options.digits), options.kinds, family.SIZES
+    )
     result = accuracy(model, processor, drawn, options.batch_size)
     Console().print(table(result, f"{options.split}, seed {options.seed}"))
     if options.json:

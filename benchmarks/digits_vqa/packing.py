@@ -6,17 +6,19 @@ model trains on exactly the single questions it is tested on, yet reads each pic
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import LlavaForConditionalGeneration
 
-from .model import EYES, GRID
-from .pictures import COLOURS, PATCH, Picture
-from .processing import VOCABULARY
+from .dataset import picture_text
+from .models.common import EYES
+from .models.tokens import VOCABULARY
+from .pictures import COLOURS, Picture
 from .questions import askable, question
 
 SLOT = 4
@@ -25,7 +27,6 @@ SLOT = 4
 BACKGROUND = 10
 """Patch label of "no digit here"."""
 
-_PREFIX = 1 + GRID * GRID
 _COLOUR_IDS = {name: i for i, name in enumerate(COLOURS)}
 
 
@@ -38,7 +39,7 @@ class Packed:
     ids : torch.Tensor
         Tokens of the questions, ``(pictures, questions * SLOT)``, each padded to a slot.
     last : torch.Tensor
-        Place of each question's last token within the sequence, ``(pictures, questions)``.
+        Place of each question's last token behind the picture, ``(pictures, questions)``.
     answers : torch.Tensor
         Answer tokens, ``(pictures, questions)``.
     """
@@ -46,6 +47,25 @@ class Packed:
     ids: torch.Tensor
     last: torch.Tensor
     answers: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What stands before the questions, as the decoder gets it.
+
+    Attributes
+    ----------
+    embeds : torch.Tensor
+        ``(pictures, tokens, width)``.
+    positions : torch.Tensor
+        Position ids, ``(..., tokens)``: M-RoPE has three rows.
+    visual : torch.Tensor
+        Where the visual tokens are, ``(visual tokens,)``.
+    """
+
+    embeds: torch.Tensor
+    positions: torch.Tensor
+    visual: torch.Tensor
 
 
 def pack(
@@ -65,93 +85,107 @@ def pack(
             asked = question(rng, picture, kinds[which])
             tokens = [VOCABULARY[word] for word in asked.text.split()]
             ids[row, slot, : len(tokens)] = tokens
-            last[row, slot] = _PREFIX + slot * SLOT + len(tokens) - 1
+            last[row, slot] = slot * SLOT + len(tokens) - 1
             answers[row, slot] = VOCABULARY[asked.answer]
     return Packed(
         torch.from_numpy(ids).flatten(1), torch.from_numpy(last), torch.from_numpy(answers)
     )
 
 
-def pixel_tensor(pictures: Sequence[Picture]) -> torch.Tensor:
-    """Return what the processor would make of the pictures."""
-    stacked = torch.from_numpy(np.stack([picture.pixels for picture in pictures]))
-    return stacked.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0).contiguous()
+class _EnoughError(Exception):
+    """The decoder was reached."""
 
 
-def layout(questions: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the attention mask ``(1, 1, L, L)`` and the position ids ``(1, L)``."""
+def before_questions(model: Any, processor: Any, pictures: Sequence[Picture]) -> Prefix:
+    """Run pictures of one size up to the decoder, prompts without a question."""
+    text = picture_text(processor)
+    batch = processor(
+        text=[text] * len(pictures),
+        images=[picture.pixels for picture in pictures],
+        return_tensors="pt",
+    )
+    given: dict[str, Any] = {}
+
+    def stop(_: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        given.update(kwargs)
+        raise _EnoughError
+
+    handle = model.model.language_model.register_forward_pre_hook(stop, with_kwargs=True)
+    with contextlib.suppress(_EnoughError), handle:
+        model.model(**batch)
+    embeds, positions = given["inputs_embeds"], given["position_ids"]
+    if positions is None:
+        positions = torch.arange(embeds.shape[1])[None]
+    visual = (batch["input_ids"][0] == model.config.image_token_id).nonzero().flatten()
+    return Prefix(embeds, positions, visual)
+
+
+def layout(prefix: Prefix, questions: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the attention mask ``(1, 1, L, L)`` and the position ids ``(..., L)``."""
+    before = prefix.embeds.shape[1]
     slot = torch.arange(questions).repeat_interleave(SLOT)
-    owner = torch.cat([torch.full((_PREFIX,), -1), slot])
+    owner = torch.cat([torch.full((before,), -1), slot])
     length = len(owner)
     seen = (owner[None, :] == -1) | (owner[None, :] == owner[:, None])
     seen &= torch.ones(length, length, dtype=torch.bool).tril()
     mask = torch.zeros(length, length).masked_fill(~seen, torch.finfo(torch.float32).min)
-    positions = torch.cat([torch.arange(_PREFIX), _PREFIX + torch.arange(SLOT).repeat(questions)])
-    return mask[None, None], positions[None]
+    # Pictures of one size: the same positions in every row.
+    following = prefix.positions.max() + 1 + torch.arange(SLOT).repeat(questions)
+    following = following.expand(*prefix.positions.shape[:-1], -1)
+    return mask[None, None], torch.cat([prefix.positions, following], -1)
 
 
-def visual_features(model: LlavaForConditionalGeneration, pixels: torch.Tensor) -> torch.Tensor:
-    """Return the tower's features of the 144 patches, before the projector."""
-    return model.model.vision_tower(pixel_values=pixels).last_hidden_state[:, 1:]
-
-
-def visual_inputs(model: LlavaForConditionalGeneration, pixels: torch.Tensor) -> torch.Tensor:
-    """Return the decoder's input up to the questions, ``(pictures, 145, width)``."""
-    start = model.get_input_embeddings()(torch.full((len(pixels), 1), VOCABULARY["<s>"]))
-    return torch.cat([start, model.model.multi_modal_projector(visual_features(model, pixels))], 1)
-
-
-def eyes_only(model: LlavaForConditionalGeneration, visual: torch.Tensor) -> torch.Tensor:
-    """Return the patches' hidden states after the decoder's first :data:`EYES` layers."""
+def eyes_only(model: Any, prefix: Prefix) -> torch.Tensor:
+    """Return the visual tokens' hidden states after the decoder's first :data:`EYES` layers."""
     decoder = model.model.language_model
-    hidden = decoder.config.num_hidden_layers
-    decoder.config.num_hidden_layers = EYES
+    layers = decoder.layers
+    decoder.layers = layers[:EYES]
     try:
-        return decoder(inputs_embeds=visual, use_cache=False).last_hidden_state[:, 1:]
+        out = decoder(inputs_embeds=prefix.embeds, position_ids=prefix.positions, use_cache=False)
     finally:
-        decoder.config.num_hidden_layers = hidden
+        decoder.layers = layers
+    return out.last_hidden_state[:, prefix.visual]
 
 
-def answer_logits(
-    model: LlavaForConditionalGeneration,
-    visual: torch.Tensor,
-    packed: Packed,
-    where: tuple[torch.Tensor, torch.Tensor],
-) -> tuple[torch.Tensor, torch.Tensor]:
+def answer_logits(model: Any, prefix: Prefix, packed: Packed) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the logits at each question's last token, and the patches' states after the eyes.
 
-    Shapes ``(pictures, questions, words)`` and ``(pictures, 144, width)``.
+    Shapes ``(pictures, questions, words)`` and ``(pictures, visual tokens, width)``.
     """
-    mask, positions = where
+    mask, positions = layout(prefix, packed.last.shape[1])
     embed = model.get_input_embeddings()
     out = model.model.language_model(
-        inputs_embeds=torch.cat([visual, embed(packed.ids)], 1),
-        attention_mask=mask.expand(len(visual), -1, -1, -1),
+        inputs_embeds=torch.cat([prefix.embeds, embed(packed.ids)], 1),
+        attention_mask=mask.expand(len(prefix.embeds), -1, -1, -1),
         position_ids=positions,
         use_cache=False,
         output_hidden_states=True,
     )
     hidden = out.last_hidden_state
-    chosen = hidden.gather(1, packed.last[..., None].expand(-1, -1, hidden.shape[-1]))
-    return model.lm_head(chosen), out.hidden_states[EYES][:, 1:_PREFIX]
+    last = packed.last + prefix.embeds.shape[1]
+    chosen = hidden.gather(1, last[..., None].expand(-1, -1, hidden.shape[-1]))
+    return model.lm_head(chosen), out.hidden_states[EYES][:, prefix.visual]
 
 
-def patch_labels(pictures: Sequence[Picture]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return digit and colour labels of all patches, each ``(pictures, 144)``.
+def patch_labels(
+    pictures: Sequence[Picture], rows: int, cols: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return digit and colour labels of a grid over each picture, ``(pictures, rows * cols)``.
 
     A patch belongs to the digit whose box covers most of it, if that is a tenth or more; the
     labels of the others are 10 (digit) and the number of colours (colour).
     """
-    digits = np.full((len(pictures), GRID, GRID), BACKGROUND, dtype=np.int64)
-    colours = np.full((len(pictures), GRID, GRID), len(COLOURS), dtype=np.int64)
-    edges = np.arange(GRID) * PATCH
+    digits = np.full((len(pictures), rows, cols), BACKGROUND, dtype=np.int64)
+    colours = np.full((len(pictures), rows, cols), len(COLOURS), dtype=np.int64)
     for row, picture in enumerate(pictures):
-        most = np.full((GRID, GRID), 0.1 * PATCH * PATCH)
+        high, wide = picture.pixels.shape[0] / rows, picture.pixels.shape[1] / cols
+        left, top = np.arange(cols) * wide, np.arange(rows) * high
+        most = np.full((rows, cols), 0.1 * high * wide)
         for digit, colour, (x0, y0, x1, y1) in zip(
             picture.digits, picture.colours, picture.boxes, strict=True
         ):
-            across = np.clip(np.minimum(edges + PATCH, x1) - np.maximum(edges, x0), 0, PATCH)
-            down = np.clip(np.minimum(edges + PATCH, y1) - np.maximum(edges, y0), 0, PATCH)
+            across = np.clip(np.minimum(left + wide, x1) - np.maximum(left, x0), 0, wide)
+            down = np.clip(np.minimum(top + high, y1) - np.maximum(top, y0), 0, high)
             area = np.outer(down, across)
             mine = area > most
             most[mine] = area[mine]
@@ -168,18 +202,20 @@ class PatchHead(torch.nn.Module):
         self.digit = torch.nn.Linear(width, BACKGROUND + 1)
         self.colour = torch.nn.Linear(width, len(COLOURS) + 1)
         self.place = torch.nn.Linear(width, 2)
-        lines = torch.linspace(-1, 1, GRID)
-        grid = torch.stack(torch.meshgrid(lines, lines, indexing="ij"), -1)
-        self.register_buffer("grid", grid.reshape(1, GRID * GRID, 2), persistent=False)
 
     def names(self, features: torch.Tensor) -> torch.Tensor:
-        """Return the logits of the ten digits, ``(pictures, 144, 10)``."""
+        """Return the logits of the ten digits, ``(pictures, patches, 10)``."""
         return self.digit(F.layer_norm(features, features.shape[-1:]))[..., :BACKGROUND]
 
     def loss(
-        self, features: torch.Tensor, digits: torch.Tensor, colours: torch.Tensor
+        self,
+        features: torch.Tensor,
+        digits: torch.Tensor,
+        colours: torch.Tensor,
+        rows: int,
+        cols: int,
     ) -> torch.Tensor:
-        """Return the sum of the three losses.
+        """Return the sum of the three losses, over a grid's patches line by line.
 
         Under the causal rule a digit's later patches have seen more of it, so they weigh more.
         """
@@ -198,5 +234,7 @@ class PatchHead(torch.nn.Module):
         painted = F.cross_entropy(
             self.colour(features).flatten(0, 1), colours.flatten(), reduction="none"
         )
-        placed = (self.place(features) - self.grid).square().mean()
+        lines = torch.linspace(-1, 1, rows), torch.linspace(-1, 1, cols)
+        grid = torch.stack(torch.meshgrid(*lines, indexing="ij"), -1).reshape(1, rows * cols, 2)
+        placed = (self.place(features) - grid).square().mean()
         return ((named + 0.5 * painted) * weight.flatten()).sum() + placed

@@ -9,7 +9,10 @@ import numpy as np
 from .handwriting import by_digit, load
 
 SIZE = 96
-"""Side of a picture in pixels."""
+"""Side of a square picture in pixels."""
+
+Size = tuple[int, int]
+"""Width and height of a picture in pixels, multiples of 16."""
 
 PATCH = 8
 """Side of a patch in pixels: a picture is 12 x 12 patches, hence 144 visual tokens."""
@@ -40,7 +43,7 @@ class Picture:
     Attributes
     ----------
     pixels : numpy.ndarray
-        Uint8 array of shape ``(96, 96, 3)``.
+        Uint8 array of shape ``(height, width, 3)``.
     digits : tuple of int
         Values of the digits, all different.
     colours : tuple of str
@@ -55,7 +58,12 @@ class Picture:
     boxes: tuple[tuple[int, int, int, int], ...]
 
 
-def compose(rng: np.random.Generator, split: str, digits: tuple[int, int] = (1, 6)) -> Picture:
+def compose(
+    rng: np.random.Generator,
+    split: str,
+    digits: tuple[int, int] = (1, 6),
+    size: Size = (SIZE, SIZE),
+) -> Picture:
     """Draw one picture.
 
     Parameters
@@ -66,6 +74,8 @@ def compose(rng: np.random.Generator, split: str, digits: tuple[int, int] = (1, 
         Which handwriting to use, see :func:`.handwriting.load`.
     digits : tuple of int
         Smallest and largest number of digits, both included; at most 7.
+    size : tuple of int
+        Width and height, multiples of 16.
 
     Returns
     -------
@@ -86,9 +96,9 @@ def compose(rng: np.random.Generator, split: str, digits: tuple[int, int] = (1, 
     for value in values:
         image = images[rows[value][rng.integers(len(rows[value]))]]
         inks.append(_write(rng, image, strength))
-    corners = _place(rng, [ink.shape for ink in inks])
+    corners = _place(rng, [ink.shape for ink in inks], size)
 
-    canvas = _background(rng)
+    canvas = _background(rng, size)
     boxes = []
     for ink, paint, (x, y) in zip(inks, paints, corners, strict=True):
         height, width = ink.shape
@@ -137,7 +147,7 @@ def _bilinear(image: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _place(
-    rng: np.random.Generator, shapes: list[tuple[int, int]], gap: int = 3
+    rng: np.random.Generator, shapes: list[tuple[int, int]], size: Size, gap: int = 3
 ) -> list[tuple[int, int]]:
     """Find top-left corners at which rectangles of these shapes stay ``gap`` pixels apart."""
     while True:
@@ -145,7 +155,7 @@ def _place(
         for height, width in shapes:
             for _ in range(30):
                 u, v = rng.random(2).tolist()
-                x, y = int(u * (SIZE - width + 1)), int(v * (SIZE - height + 1))
+                x, y = int(u * (size[0] - width + 1)), int(v * (size[1] - height + 1))
                 if all(
                     x >= x1 + gap
                     or x + width + gap <= x0
@@ -161,9 +171,10 @@ def _place(
             return [(x, y) for x, y, _, _ in placed]
 
 
-def _background(rng: np.random.Generator) -> np.ndarray:
-    """Return a dark tinted ground with soft blotches, float32 of shape (96, 96, 3)."""
+def _background(rng: np.random.Generator, size: Size) -> np.ndarray:
+    """Return a dark tinted ground with soft blotches, float32 of shape (height, width, 3)."""
+    width, height = size
     base = rng.uniform(15, 60) + rng.uniform(-12, 12, 3)
-    blotches = rng.normal(0, 10, (6, 6, 3)).astype(np.float32)
+    blotches = rng.normal(0, 10, (height // 16, width // 16, 3)).astype(np.float32)
     ground = np.repeat(np.repeat(blotches, 16, 0), 16, 1)
     return ground + base.astype(np.float32)

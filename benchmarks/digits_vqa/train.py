@@ -25,29 +25,20 @@ import logging
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import LlavaForConditionalGeneration
 
 from .dataset import samples
 from .evaluate import accuracy
-from .model import EYES, WIDTH, build, save
+from .models import MODELS
+from .models.common import EYES, WIDTH
 from .muon import BatchedMuon
-from .packing import (
-    PatchHead,
-    answer_logits,
-    eyes_only,
-    layout,
-    pack,
-    patch_labels,
-    pixel_tensor,
-    visual_inputs,
-)
-from .pictures import compose
-from .processing import build_processor
+from .packing import PatchHead, answer_logits, before_questions, eyes_only, pack, patch_labels
+from .pictures import Size, compose
 from .questions import KINDS, PRESENCE
 
 log = logging.getLogger(__name__)
@@ -98,7 +89,8 @@ class Stage:
 WITH_PRESENCE = (*KINDS[:3], *PRESENCE, *KINDS[3:8])
 """What the first stages asked, before it was clear that presence is not learned."""
 
-RECIPE = (
+RECIPES: dict[str, tuple[Stage, ...]] = {}
+RECIPES["llava"] = (
     Stage("eyes", steps=700, batch=64, digits=(4, 7)),
     Stage("reading", 250, 32, tower_rate=0.3, final=0.556, kinds=WITH_PRESENCE),
     Stage(
@@ -114,25 +106,28 @@ RECIPE = (
     ),
     Stage("all", 160, 32, muon=3.6e-3, adam=1.4e-3, tower_rate=0.3, warm_up=10),
 )
+RECIPES["llava_next"] = (Stage("all", 300, 24, muon=3.6e-3, adam=1.4e-3, tower_rate=0.3),)
+RECIPES["qwen2_vl"] = (
+    Stage("eyes", 250, 48, digits=(4, 7)),
+    Stage("all", 300, 24, muon=3.6e-3, adam=1.4e-3, tower_rate=0.3),
+)
 """The stages that made the committed weights."""
 
 LOG_EVERY = 50
 """Steps between two lines of the log."""
 
 
-def optimizers(
-    model: LlavaForConditionalGeneration, head: PatchHead, stage: Stage
-) -> list[torch.optim.Optimizer]:
+def optimizers(model: Any, head: PatchHead, stage: Stage) -> list[torch.optim.Optimizer]:
     """Return Muon for the matrices within the layers and AdamW for everything else."""
     parts: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {
         (matrix, tower): [] for matrix in (True, False) for tower in (True, False)
     }
     for name, parameter in model.named_parameters():
-        tower = "vision_tower" in name
+        tower = _is_tower(name)
         trained = stage.name != "eyes" or _is_eyes(name)
         parameter.requires_grad_(trained)
         if trained:
-            inner = parameter.ndim == 2 and (".layers." in name or "projector" in name)
+            inner = parameter.ndim == 2 and any(part in name for part in _MATRICES)
             parts[inner, tower].append(parameter)
     parts[False, True] += list(head.parameters())
 
@@ -152,10 +147,17 @@ def optimizers(
     return made
 
 
+_MATRICES = (".layers.", ".blocks.", "projector", "merger")
+
+
+def _is_tower(name: str) -> bool:
+    return "vision_tower" in name or "visual" in name
+
+
 def _is_eyes(name: str) -> bool:
     if "language_model.layers." in name:
         return int(name.split("language_model.layers.")[1].split(".")[0]) < EYES
-    return "vision_tower" in name or "projector" in name
+    return _is_tower(name) or "projector" in name
 
 
 def rate(stage: Stage, step: int) -> float:
@@ -165,35 +167,42 @@ def rate(stage: Stage, step: int) -> float:
 
 
 def losses(
-    model: LlavaForConditionalGeneration,
+    family: ModuleType,
+    model: Any,
+    processor: Any,
     head: PatchHead,
     stage: Stage,
-    where: tuple[torch.Tensor, torch.Tensor],
+    size: Size,
     rng: np.random.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the answers' loss and the patches' loss on a fresh batch."""
-    pictures = [compose(rng, "train", stage.digits) for _ in range(stage.batch)]
-    visual = visual_inputs(model, pixel_tensor(pictures))
-    labels = patch_labels(pictures)
+    """Return the answers' loss and the patches' loss on a fresh batch of pictures of one size."""
+    pictures = [compose(rng, "train", stage.digits, size) for _ in range(stage.batch)]
+    prefix = before_questions(model, processor, pictures)
+    rows, cols, patches = family.grid(model, size)
+    labels = patch_labels(pictures, rows, cols)
     if stage.name == "eyes":
-        return torch.zeros(()), head.loss(eyes_only(model, visual), *labels)
+        seen = eyes_only(model, prefix)[:, patches]
+        return torch.zeros(()), head.loss(seen, *labels, rows, cols)
     packed = pack(rng, pictures, stage.questions, stage.kinds)
-    logits, eyes = answer_logits(model, visual, packed, where)
+    logits, seen = answer_logits(model, prefix, packed)
     answers = F.cross_entropy(logits.flatten(0, 1), packed.answers.flatten())
-    return answers, head.loss(eyes, *labels)
+    return answers, head.loss(seen[:, patches], *labels, rows, cols)
 
 
 @torch.inference_mode()
 def digit_accuracy(
-    model: LlavaForConditionalGeneration, head: PatchHead, split: str, n: int = 500
+    family: ModuleType, model: Any, processor: Any, head: PatchHead, split: str, n: int = 500
 ) -> float:
     """Share of digits named rightly by the later half of the digit's patches."""
+    size = family.SIZES[0]
+    rows, cols, patches = family.grid(model, size)
     rng = np.random.default_rng(12345)
     right = total = 0
     for _ in range(n // 50):
-        pictures = [compose(rng, split) for _ in range(50)]
-        logits = head.names(eyes_only(model, visual_inputs(model, pixel_tensor(pictures))))
-        labels, _ = patch_labels(pictures)
+        pictures = [compose(rng, split, size=size) for _ in range(50)]
+        prefix = before_questions(model, processor, pictures)
+        logits = head.names(eyes_only(model, prefix)[:, patches])
+        labels, _ = patch_labels(pictures, rows, cols)
         for row, picture in enumerate(pictures):
             for digit in picture.digits:
                 own = logits[row, labels[row] == digit]
@@ -202,12 +211,14 @@ def digit_accuracy(
     return right / total
 
 
-def validate(model: LlavaForConditionalGeneration, head: PatchHead, stage: Stage, n: int) -> dict:
+def validate(
+    family: ModuleType, model: Any, processor: Any, head: PatchHead, stage: Stage, n: int
+) -> dict:
     """Measure on the validation split what the stage trains."""
     model.eval()
     if stage.name == "eyes":
-        return {"digit": digit_accuracy(model, head, "validation")}
-    result = accuracy(model, build_processor(), samples("validation", n, seed=1))
+        return {"digit": digit_accuracy(family, model, processor, head, "validation")}
+    result = accuracy(model, processor, samples("validation", n, seed=1, sizes=family.SIZES))
     return {
         "overall": round(result["overall"], 4),
         **{kind: round(share, 3) for kind, share in result["kinds"].items()},
@@ -215,12 +226,19 @@ def validate(model: LlavaForConditionalGeneration, head: PatchHead, stage: Stage
 
 
 def train(
-    recipe: tuple[Stage, ...], out: Path, work: Path, seed: int = 0, validate_every: int = 125
-) -> LlavaForConditionalGeneration:
+    name: str,
+    recipe: tuple[Stage, ...],
+    out: Path,
+    work: Path,
+    seed: int = 0,
+    validate_every: int = 125,
+) -> Any:
     """Go through the stages, from the newest checkpoint if there is one.
 
     Parameters
     ----------
+    name : str
+        Which of :data:`MODELS`.
     recipe : tuple of Stage
         What to do.
     out : Path
@@ -234,12 +252,13 @@ def train(
 
     Returns
     -------
-    LlavaForConditionalGeneration
+    PreTrainedModel
         The trained model.
     """
     work.mkdir(parents=True, exist_ok=True)
     latest = work / "checkpoint.pt"
-    model = build(seed=seed)
+    family = MODELS[name]
+    model, processor = family.build(seed=seed), family.processor()
     head = PatchHead(WIDTH)
     reached: dict[str, Any] = {"stage": 0, "step": 0}
     if latest.exists():
@@ -255,7 +274,6 @@ def train(
             for optimizer, state in zip(tuned, reached["optimizers"], strict=True):
                 optimizer.load_state_dict(state)
         log.info("stage %s from step %d: %s", stage.name, first, json.dumps(asdict(stage)))
-        where = layout(stage.questions)
         began, sums = time.monotonic(), np.zeros(2)
         for step in range(first, stage.steps):
             model.train()
@@ -264,7 +282,8 @@ def train(
                     group["lr"] = group["highest"] * rate(stage, step)
             # Every step has its own seed, so a resumed run sees the batches of an unbroken one.
             rng = np.random.default_rng([seed, number, step])
-            answers, patches = losses(model, head, stage, where, rng)
+            size = family.SIZES[step % len(family.SIZES)]
+            answers, patches = losses(family, model, processor, head, stage, size, rng)
             share = 1.0 if stage.name == "eyes" else stage.patch_weight
             (answers + share * patches).backward()
             learning = [p for p in model.parameters() if p.grad is not None]
@@ -281,7 +300,7 @@ def train(
                 log.info(message, stage.name, step + 1, means[0], means[1], pace)
             done = step + 1 == stage.steps
             if done or (step + 1) % validate_every == 0:
-                found = validate(model, head, stage, 2000 if done else 500)
+                found = validate(family, model, processor, head, stage, 2000 if done else 500)
                 log.info("%s %d: validation %s", stage.name, step + 1, json.dumps(found))
                 state = {
                     "stage": number + done,
@@ -293,7 +312,7 @@ def train(
                 # Renamed when complete, so that a run cut off here can still be resumed.
                 torch.save(state, work / "checkpoint.new")
                 (work / "checkpoint.new").replace(latest)
-    save(model.eval(), out)
+    family.save(model.eval(), out)
     return model
 
 
@@ -309,6 +328,7 @@ def _changed(stage: Stage, changes: list[str]) -> Stage:
 def main() -> None:
     """Train from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", choices=MODELS, default="llava")
     parser.add_argument("--out", type=Path, required=True, help="folder for the model")
     parser.add_argument("--work", type=Path, help="folder for the checkpoint, OUT/state by default")
     parser.add_argument("--seed", type=int, default=0)
@@ -325,7 +345,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.threads)
     train(
-        tuple(_changed(stage, options.set) for stage in RECIPE),
+        options.model,
+        tuple(_changed(stage, options.set) for stage in RECIPES[options.model]),
         options.out,
         options.work or options.out / "state",
         options.seed,

@@ -9,32 +9,43 @@ before the first module cost what the paper's four of 32 do: an eighth of all vi
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from transformers import (
+    CLIPImageProcessor,
     CLIPVisionConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaProcessor,
 )
 
-from .pictures import PATCH, SIZE
-from .processing import IMAGE_ID, PAD_ID, VOCABULARY, save_processor
+from ..pictures import PATCH, SIZE, Size
+from .common import WEIGHTS, decoder_fields, save_model
+from .tokens import VOCABULARY, save_processor, tokenizer
+
+FOLDER = WEIGHTS / "llava"
+"""The committed model."""
+
+SIZES: tuple[Size, ...] = ((SIZE, SIZE),)
+"""Widths and heights of the pictures it is trained on."""
 
 GRID = SIZE // PATCH
 """Patches along one side of a picture."""
 
-WIDTH = 128
-"""Hidden size of the decoder."""
-
 TOWER_WIDTH = 64
 """Hidden size of the tower."""
 
-EYES = 4
-"""Decoder layers after which the visual tokens are taught to know their digit."""
+PUBLISHED = (
+    ("model.vision_tower.vision_model.", "vision_tower.vision_model."),
+    ("model.vision_tower.", "vision_tower.vision_model."),
+    ("model.multi_modal_projector.", "multi_modal_projector."),
+    ("model.language_model.", "language_model.model."),
+    ("lm_head.", "language_model.lm_head."),
+)
+"""Our beginnings of names, and those of published checkpoints."""
 
 
 def build(decoder_layers: int = 24, seed: int = 0) -> LlavaForConditionalGeneration:
@@ -64,20 +75,8 @@ def build(decoder_layers: int = 24, seed: int = 0) -> LlavaForConditionalGenerat
             hidden_act="gelu",
             projection_dim=TOWER_WIDTH,
         ),
-        text_config=LlamaConfig(
-            vocab_size=len(VOCABULARY),
-            hidden_size=WIDTH,
-            intermediate_size=344,
-            num_hidden_layers=decoder_layers,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            max_position_embeddings=512,
-            tie_word_embeddings=False,
-            pad_token_id=PAD_ID,
-            bos_token_id=VOCABULARY["<s>"],
-            eos_token_id=VOCABULARY["</s>"],
-        ),
-        image_token_index=IMAGE_ID,
+        text_config=LlamaConfig(**decoder_fields(len(VOCABULARY), decoder_layers)),
+        image_token_index=VOCABULARY["<image>"],
         image_seq_length=GRID * GRID,
         # The last layer is read, so that none of the few layers is wasted.
         vision_feature_layer=-1,
@@ -87,18 +86,20 @@ def build(decoder_layers: int = 24, seed: int = 0) -> LlavaForConditionalGenerat
     model = LlavaForConditionalGeneration(config)
     with torch.no_grad():
         # A sine grid as the start of the learned positions saves the tower hundreds of steps.
-        positions = model.model.vision_tower.get_submodule(_embeddings(model)).position_embedding
-        positions.weight[1:] = 0.3 * _sine_grid(GRID, TOWER_WIDTH)
+        positions = model.model.vision_tower.get_submodule(
+            tower_embeddings(model)
+        ).position_embedding
+        positions.weight[1:] = 0.3 * sine_grid(GRID, TOWER_WIDTH)
     return model
 
 
-def _embeddings(model: LlavaForConditionalGeneration) -> str:
+def tower_embeddings(model: Any) -> str:
     # transformers 4 keeps the embeddings one module deeper than transformers 5.
     names = (name for name, _ in model.model.vision_tower.named_modules())
     return next(name for name in names if name.endswith("embeddings"))
 
 
-def _sine_grid(side: int, width: int) -> torch.Tensor:
+def sine_grid(side: int, width: int) -> torch.Tensor:
     quarter = width // 4
     rates = torch.exp(-torch.arange(quarter) / quarter * 4.0)
     angles = torch.arange(side)[:, None] * rates[None, :] * 1.5
@@ -108,41 +109,42 @@ def _sine_grid(side: int, width: int) -> torch.Tensor:
     return torch.cat([rows, columns], -1).reshape(side * side, width)
 
 
-_PUBLISHED = (
-    ("model.vision_tower.vision_model.", "vision_tower.vision_model."),
-    ("model.vision_tower.", "vision_tower.vision_model."),
-    ("model.multi_modal_projector.", "multi_modal_projector."),
-    ("model.language_model.", "language_model.model."),
-    ("lm_head.", "language_model.lm_head."),
-)
+def grid(model: LlavaForConditionalGeneration, size: Size) -> tuple[int, int, torch.Tensor]:
+    """Rows and columns of a picture's patches, and where they stand among its visual tokens."""
+    return GRID, GRID, torch.arange(GRID * GRID)
+
+
+def processor() -> LlavaProcessor:
+    """Return the processor."""
+    return LlavaProcessor(
+        image_processor=CLIPImageProcessor(**_PICTURES), tokenizer=tokenizer(), **_PROCESSOR
+    )
 
 
 def save(model: LlavaForConditionalGeneration, folder: Path) -> None:
-    """Write the model in float16, and its processor, as published LLaVA models are.
-
-    Parameters
-    ----------
-    model : LlavaForConditionalGeneration
-        What to save.
-    folder : Path
-        Where to; made if absent.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    config = model.config.to_diff_dict()
-    config.pop("transformers_version", None)
-    # Stored in half the room, but meant to be loaded and run in float32.
-    config |= {"architectures": [type(model).__name__], "dtype": "float32"}
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    # The names of published checkpoints, the only ones that transformers 4 and 5 both read.
-    state = {
-        _published(name): value.half().contiguous() for name, value in model.state_dict().items()
-    }
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    save_processor(folder)
+    """Write the model, and its processor, as published LLaVA models are."""
+    save_model(model, folder, PUBLISHED)
+    pictures = {"image_processor_type": "CLIPImageProcessor", **_PICTURES}
+    save_processor(folder, "LlavaProcessor", pictures, _PROCESSOR)
 
 
-def _published(name: str) -> str:
-    for ours, theirs in _PUBLISHED:
-        if name.startswith(ours):
-            return theirs + name.removeprefix(ours)
-    return name
+_SIDES = {"height": SIZE, "width": SIZE}
+_PICTURES: dict[str, Any] = {
+    "do_resize": True,
+    "size": _SIDES,
+    "resample": 3,
+    "do_center_crop": False,
+    "crop_size": _SIDES,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "do_convert_rgb": True,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+}
+_PROCESSOR: dict[str, Any] = {
+    "image_token": "<image>",
+    "patch_size": PATCH,
+    "num_additional_image_tokens": 1,
+    "vision_feature_select_strategy": "default",
+}

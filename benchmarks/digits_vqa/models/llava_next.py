@@ -1,0 +1,116 @@
+"""LLaVA-NeXT, small: tiles of 48 x 48 pixels, pictures of four shapes.
+
+It starts from the trained LLaVA: its tower, projector and first twelve decoder layers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenprune.adapters.llava_next import tile_grid
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextImageProcessor,
+    LlavaNextProcessor,
+)
+
+from ..pictures import PATCH, Size
+from . import llava
+from .common import WEIGHTS, decoder_fields, save_model, take_over
+from .tokens import VOCABULARY, save_processor, tokenizer
+
+FOLDER = WEIGHTS / "llava_next"
+"""The committed model."""
+
+SIZES: tuple[Size, ...] = ((96, 96), (144, 96), (96, 144), (128, 64))
+"""Widths and heights of the pictures it is trained on."""
+
+TILE = 48
+"""Side of a tile in pixels: 6 x 6 patches."""
+
+SIDE = TILE // PATCH
+_PINPOINTS = [[rows * TILE, cols * TILE] for rows, cols in ((1, 2), (2, 1), (2, 2), (2, 3), (3, 2))]
+
+
+def build(seed: int = 0) -> LlavaNextForConditionalGeneration:
+    """Return the model before its training."""
+    torch.manual_seed(seed)
+    trained: Any = LlavaForConditionalGeneration.from_pretrained(llava.FOLDER, dtype=torch.float32)
+    tower = trained.config.vision_config.to_dict() | {"image_size": TILE}
+    model = LlavaNextForConditionalGeneration(
+        LlavaNextConfig(
+            vision_config=CLIPVisionConfig(**tower),
+            text_config=LlamaConfig(**decoder_fields(len(VOCABULARY), 12)),
+            image_token_index=VOCABULARY["<image>"],
+            image_grid_pinpoints=_PINPOINTS,
+            image_seq_length=SIDE * SIDE,
+            vision_feature_layer=-1,
+            vision_feature_select_strategy="default",
+            tie_word_embeddings=False,
+        )
+    )
+    take_over(model, trained)
+    old, new = (
+        m.model.vision_tower.get_submodule(llava.tower_embeddings(m)).position_embedding.weight
+        for m in (trained, model)
+    )
+    with torch.no_grad():
+        # A tile stands where the middle of the LLaVA's picture stood: neighbours stay neighbours.
+        first = (llava.GRID - SIDE) // 2
+        places = torch.arange(llava.GRID**2).view(llava.GRID, llava.GRID)
+        middle = places[first : first + SIDE, first : first + SIDE].flatten()
+        new.copy_(torch.cat([old[:1], old[1:][middle]]))
+        model.model.image_newline.normal_(std=0.02)
+    return model
+
+
+def grid(model: LlavaNextForConditionalGeneration, size: Size) -> tuple[int, int, torch.Tensor]:
+    """Rows and columns of a picture's tiles, and where they stand among its visual tokens."""
+    rows, cols = tile_grid(model.config, [size[1], size[0]])
+    # The base view comes first, and a newline ends each row.
+    lines = SIDE * SIDE + torch.arange(rows)[:, None] * (cols + 1)
+    return rows, cols, (lines + torch.arange(cols)).flatten()
+
+
+def processor() -> LlavaNextProcessor:
+    """Return the processor."""
+    return LlavaNextProcessor(
+        image_processor=LlavaNextImageProcessor(**_PICTURES), tokenizer=tokenizer(), **_PROCESSOR
+    )
+
+
+def save(model: LlavaNextForConditionalGeneration, folder: Path) -> None:
+    """Write the model, and its processor, as published LLaVA-NeXT models are."""
+    save_model(model, folder, (*llava.PUBLISHED, ("model.image_newline", "image_newline")))
+    pictures = {"image_processor_type": "LlavaNextImageProcessor", **_PICTURES}
+    save_processor(folder, "LlavaNextProcessor", pictures, _PROCESSOR)
+
+
+_SIDES = {"height": TILE, "width": TILE}
+_PICTURES: dict[str, Any] = {
+    "do_resize": True,
+    "size": {"shortest_edge": TILE},
+    "image_grid_pinpoints": _PINPOINTS,
+    "resample": 3,
+    "do_center_crop": False,
+    "crop_size": _SIDES,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "do_pad": True,
+    "do_convert_rgb": True,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+}
+_PROCESSOR: dict[str, Any] = {
+    "image_token": "<image>",
+    "patch_size": PATCH,
+    "num_additional_image_tokens": 1,
+    "vision_feature_select_strategy": "default",
+}
