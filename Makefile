@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # Two workers, as many as the smallest machine has cores; each keeps to one thread.
 WORKERS ?= 2
 
-.PHONY: setup demo test test-gpu lint bench options clean
+.PHONY: setup demo test test-oldest test-matrix test-gpu lint bench options families clean
 
 setup: $(READY)
 
@@ -27,12 +27,31 @@ lint: $(READY)
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
+# The oldest releases the library promises to run on, and the family suite in them.
+OLDEST := .venv-oldest
+OLDEST_READY := $(OLDEST)/.ready
+
+$(OLDEST_READY): pyproject.toml
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --upgrade pip
+	$(OLDEST)/bin/python -m pip install -e ".[test]" "torch==2.6.*" "transformers==4.57.*"
+	touch $(OLDEST_READY)
+
+test-oldest: $(OLDEST_READY)
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n $(WORKERS) tests/test_families.py
+
+test-matrix: test test-oldest
+
 test-gpu: $(READY)
 	$(BIN)/python -m pytest --device cuda
 
 # How each open choice of the method measures on the small model: the table of docs/options.md.
 options: $(READY)
 	$(BIN)/python -m benchmarks.atp_options --out benchmarks/results/atp-options.json
+
+# Which families of transformers can be pruned: docs/families.md and adapters/verified.json.
+families: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.families -n $(WORKERS)
 
 bench: options
 

@@ -1,11 +1,12 @@
-"""The main job, on the small model in this repository: train the heads, prune, and look.
+"""The main job, on a small model in this repository: train the heads, prune, and look.
 
-Wraps the small LLaVA of ``benchmarks/digits_vqa``, trains only the ATP heads on pictures of the
-training handwriting, and evaluates on held-out handwriting with tokens really dropped. Prints the
-accuracy before and after with random pruning of the same counts beside it, and writes the heads, a
-JSON report and a picture of what stayed.
+Wraps a small model of ``benchmarks/digits_vqa`` (the LLaVA, if nothing is said), trains only the
+ATP heads on pictures of the training handwriting, and evaluates on held-out handwriting with tokens
+really dropped. Prints the accuracy before and after with random pruning of the same counts beside
+it, and writes the heads, a JSON report and a picture of what stayed.
 
     python examples/quickstart.py --json out.json
+    python examples/quickstart.py --model qwen2_vl
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch
 from rich.console import Console
 from rich.progress import track as progress
 from rich.table import Table
-from transformers import AutoProcessor, LlavaForConditionalGeneration
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 # The small model and its data live beside the library, not in it.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -30,22 +31,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import tokenprune as tp
 from benchmarks.digits_vqa.dataset import Sample, collate, samples
 from benchmarks.digits_vqa.evaluate import accuracy
-from benchmarks.digits_vqa.models.llava import FOLDER as WEIGHTS
+from benchmarks.digits_vqa.handwriting import SPLITS
+from benchmarks.digits_vqa.models import MODELS
+from benchmarks.digits_vqa.pictures import Size
 
 BATCH = 32
-# Where the small model can spare tokens: background early, all but the digits once those are known,
-# and nearly all that is left once the question has read them.
-LAYERS = (1, 4, 12)
+# Where the small models can spare tokens: background early, all but the digits once those are
+# known, and nearly all that is left once the question has read them.
+LAYERS = {"llava": (1, 4, 12), "llava_next": (1, 3, 7), "qwen2_vl": (1, 3, 7)}
 
 
-def train_heads(model: Any, processor: Any, steps: int, seed: int, rate: float) -> None:
+def train_heads(model: Any, processor: Any, drawn: Sequence[Sample], rate: float) -> None:
     """Fine-tune the heads, and only them, on pictures of the training handwriting."""
+    steps = len(drawn) // BATCH
     optimiser = torch.optim.Adam(tp.train_only_heads(model), lr=rate)
     # A warm-up: Adam's first steps have full length in whatever direction the first batch says.
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, rate, total_steps=steps, pct_start=0.3, cycle_momentum=False
     )
-    drawn = samples("train", BATCH * steps, seed)
     model.train()
     for step in progress(range(steps), description="training the heads"):
         chunk = drawn[step * BATCH : (step + 1) * BATCH]
@@ -75,31 +78,38 @@ def by_digits(run: Any, test: Sequence[Sample]) -> dict[int, float]:
 def main() -> None:
     """Run it all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=MODELS, default="llava")
     parser.add_argument("--out", type=Path, default=Path("out/quickstart"))
     parser.add_argument("--json", type=Path, help="where the report goes; default: OUT/report.json")
     parser.add_argument("--share", type=float, default=0.248, help="of the visual tokens to keep")
     parser.add_argument("--small-share", type=float, default=0.151, help="a second, smaller budget")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rate", type=float, default=2e-3)
-    parser.add_argument("--test", type=int, default=1000, help="held-out questions")
+    parser.add_argument("--split", choices=SPLITS, default="held_out", help="handwriting")
+    parser.add_argument("--test", type=int, default=1000, help="questions")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     started = time.perf_counter()
     torch.manual_seed(options.seed)
 
-    model = LlavaForConditionalGeneration.from_pretrained(WEIGHTS, dtype=torch.float32).eval()
-    processor = AutoProcessor.from_pretrained(WEIGHTS)
-    test = samples("held_out", options.test, options.seed)
+    folder, sizes = MODELS[options.model].FOLDER, MODELS[options.model].SIZES
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    processor = AutoProcessor.from_pretrained(folder)
+    test = samples(options.split, options.test, options.seed, sizes=sizes)
     base = accuracy(model, processor, test)["overall"]
 
-    total = model.config.image_seq_length
-    budgets = [options.small_share * total, options.share * total]
-    tp.wrap(model, tp.ATPConfig(layers=LAYERS, target_tokens=budgets[-1]))
-    train_heads(model, processor, options.steps, options.seed, options.rate)
-    other = samples("train", 8 * BATCH, options.seed + 1)
+    other = samples("train", 8 * BATCH, options.seed + 1, sizes=sizes)
     batches = [
         collate(processor, other[n : n + 64], with_answers=False) for n in range(0, len(other), 64)
     ]
+    images = [batch["input_ids"] == model.config.image_token_id for batch in batches]
+    total = float(torch.cat([image.sum(dim=1) for image in images]).float().mean())
+    budgets = [options.small_share * total, options.share * total]
+    # Where pictures differ in size, a quarter of each one's tokens.
+    target = budgets[-1] if len(sizes) == 1 else None
+    tp.wrap(model, tp.ATPConfig(layers=LAYERS[options.model], target_tokens=target))
+    drawn = samples("train", BATCH * options.steps, options.seed, sizes=sizes)
+    train_heads(model, processor, drawn, options.rate)
     tp.calibrate(model, batches, budgets)
 
     rows = {}
@@ -109,7 +119,7 @@ def main() -> None:
         rows[budget] = report(found, base, run, by_digits(run, test))
     heads = tp.save_heads(model, options.out / "heads")
 
-    show = draw(model, processor, options.out / "kept.png", options.seed)
+    show = draw(model, processor, sizes, options.out / "kept.png", options.seed)
     for row in rows.values():
         keep = [row["kept_per_layer"][n + 1] for n in row["modules"]]
         tp.unwrap(model)
@@ -147,9 +157,9 @@ def report(found: float, base: float, run: Any, digits: dict[int, float]) -> dic
     }
 
 
-def table(rows: Sequence[dict[str, Any]], total: int, n: int) -> Table:
+def table(rows: Sequence[dict[str, Any]], total: float, n: int) -> Table:
     """The figures side by side."""
-    made = Table(title=f"{n} held-out questions, {total} visual tokens a picture")
+    made = Table(title=f"{n} questions, {total:.0f} visual tokens a picture")
     made.add_column("")
     for row in rows:
         made.add_column(f"{row['mean_tokens'] / total:.1%} of the tokens", justify="right")
@@ -180,9 +190,9 @@ def table(rows: Sequence[dict[str, Any]], total: int, n: int) -> Table:
     return made
 
 
-def draw(model: Any, processor: Any, path: Path, seed: int) -> Path:
+def draw(model: Any, processor: Any, sizes: Sequence[Size], path: Path, seed: int) -> Path:
     """A picture with many digits, and what stayed of it."""
-    sample = samples("held_out", 1, seed + 1, digits=(6, 6))[0]
+    sample = samples("held_out", 1, seed + 1, digits=(6, 6), sizes=sizes[-1:])[0]
     with torch.no_grad():
         model(**collate(processor, [sample], with_answers=False))
     return tp.draw(sample.picture.pixels, tp.stats(model), path)

@@ -338,6 +338,7 @@ def test_grids_of_any_shape_are_drawn_cell_by_cell(shared, tmp_path_factory, see
         row=np.where(on_grid, places // cols, -1)[None],
         col=np.where(on_grid, places % cols, -1)[None],
         image=np.where(visual, 0, -1)[None],
+        frame=np.where(visual, 0, -1)[None],
         grid=np.tile([rows, cols], (1, length, 1)),
     )
     path, image = tmp_path_factory.mktemp("drawn") / "any.png", picture(37, 22, seed)
@@ -345,6 +346,31 @@ def test_grids_of_any_shape_are_drawn_cell_by_cell(shared, tmp_path_factory, see
     # A class token that stays lights no cell up.
     on = dataclasses.replace(made, visual=on_grid[None])
     check_panels(path, image, on)
+
+
+def test_the_frame_with_most_tokens_is_drawn_or_the_one_named(shared, tmp_path):
+    """Two views of one image: 6×6 as it was, and its first nine tokens as a 3×3 before it."""
+    _, stats = run(shared, make_batch(((4, IMAGE, 6),)))
+    first = stats.visual & (np.cumsum(stats.visual, axis=1) <= 9)
+    order = np.cumsum(first, axis=1) - 1
+    made = dataclasses.replace(
+        stats,
+        frame=np.where(first, 0, np.where(stats.visual, 1, -1)),
+        row=np.where(first, order // 3, stats.row),
+        col=np.where(first, order % 3, stats.col),
+        grid=np.where(first[..., None], 3, stats.grid),
+    )
+    image = picture(24, 24)
+    tp.draw(image, made, tmp_path / "most.png")
+    check_panels(tmp_path / "most.png", image, dataclasses.replace(made, visual=made.frame == 1))
+    tp.draw(image, made, tmp_path / "named.png", frame=0)
+    check_panels(tmp_path / "named.png", image, dataclasses.replace(made, visual=made.frame == 0))
+    with pytest.raises(ValueError, match=r"frame=2: expected one of \[0, 1\]"):
+        tp.draw(image, made, tmp_path / "x.png", frame=2)
+    lost = dataclasses.replace(made, row=np.full_like(made.row, -1))
+    with pytest.raises(ValueError, match="where in the picture"):
+        tp.draw(image, lost, tmp_path / "x.png")
+    assert not (tmp_path / "x.png").exists()
 
 
 @pytest.mark.parametrize("sample", [-1, 2, 99])

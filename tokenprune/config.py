@@ -162,7 +162,9 @@ class ATPConfig(MethodConfig):
         the paper's 3, 13, 23 of 32 layers or the same places in proportion.
     target_tokens : float, optional
         Mean number of visual tokens per image over *all* decoder layers that training aims at.
-        None: a quarter of an image's tokens (the paper's 144 of 576).
+        None: a quarter of an image's tokens (the paper's 144 of 576). Where images differ in size,
+        that of an image with as many tokens as the family's own grid has cells; larger ones in
+        proportion.
     normalisation : {"share", "minmax", "none"}
         How raw attention becomes a score. ``share``: x = n·s, x / (1 + x), so that uniform
         attention over n tokens is 0.5. ``minmax``: each row's scores stretched to [0, 1].
@@ -275,10 +277,10 @@ class ATPConfig(MethodConfig):
         full = (config.layers[0] + 1) * total / facts.num_layers
         if not full < target <= total:
             raise ValueError(
-                f"target_tokens={target:g}: the {config.layers[0] + 1} layer(s) up to the first "
-                f"module cost {full:g} of {total} tokens of the mean over all {facts.num_layers} "
-                f"layers, so the target must be above {full:g} and at most {total}. Raise it, or "
-                "prune earlier."
+                f"target_tokens={target:g} of an image of {total}: the {config.layers[0] + 1} "
+                f"layer(s) up to the first module cost {full:g} of {total} tokens of the mean over "
+                f"all {facts.num_layers} layers, so the target must be above {full:g} and at most "
+                f"{total}. Raise it, or prune earlier."
             )
         grid = facts.grid if self.grid is None else self.grid
         return dataclasses.replace(config, target_tokens=float(target), grid=grid)

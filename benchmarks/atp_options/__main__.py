@@ -24,7 +24,7 @@ from benchmarks.digits_vqa.dataset import collate, samples
 from benchmarks.digits_vqa.evaluate import accuracy
 from benchmarks.digits_vqa.models.llava import FOLDER as WEIGHTS
 from benchmarks.environment import environment
-from examples.quickstart import LAYERS, train_heads
+from examples.quickstart import BATCH, LAYERS, train_heads
 
 from .render import render
 
@@ -56,8 +56,8 @@ def measure(
     torch.manual_seed(seed)
     model: Any = LlavaForConditionalGeneration.from_pretrained(WEIGHTS, dtype=torch.float32).eval()
     total = model.config.image_seq_length
-    tp.wrap(model, tp.ATPConfig(layers=LAYERS, target_tokens=SHARES[0] * total, **choice))
-    train_heads(model, processor, steps, seed, RATE)
+    tp.wrap(model, tp.ATPConfig(layers=LAYERS["llava"], target_tokens=SHARES[0] * total, **choice))
+    train_heads(model, processor, samples("train", BATCH * steps, seed), RATE)
     other = samples("train", 128, seed + 1000)
     batches = [collate(processor, other[n : n + 64], with_answers=False) for n in (0, 64)]
     row: dict[str, Any] = {"budgets": {}}

@@ -25,13 +25,14 @@ def draw(
     *,
     sample: int = 0,
     image_number: int = 0,
+    frame: int | None = None,
 ) -> Path:
     """Write one PNG: the image, then for each module the tokens that stayed after it.
 
     Parameters
     ----------
     image : PIL image or uint8 array (height, width, 3)
-        The picture the model saw.
+        The picture the model saw; of a video, the frame.
     stats : PruneStats
         Of the prefill that saw it.
     path : path
@@ -39,7 +40,9 @@ def draw(
     sample : int
         Row of the batch.
     image_number : int
-        Which of the row's images.
+        Which of the row's images or videos.
+    frame : int, optional
+        Which frame of a video, or view of an image. None: the first of those with most tokens.
 
     Returns
     -------
@@ -49,7 +52,8 @@ def draw(
     Raises
     ------
     ValueError
-        If the batch has no such sample, or the sample no such image.
+        If the batch has no such sample, the sample no such image, the image no such frame, or if
+        its tokens have no known place.
     """
     batch = stats.visual.shape[0]
     if not 0 <= sample < batch:
@@ -61,13 +65,22 @@ def draw(
             f"{stats.image[sample].max() + 1} image(s), counted from 0."
         )
     picture = _as_picture(image)
-    rows, cols = stats.grid[sample][here][0]
+    placed = here & (stats.row[sample] >= 0)
+    frames, sizes = np.unique(stats.frame[sample][placed], return_counts=True)
+    if not len(frames):
+        raise ValueError("Nothing says where in the picture this family's visual tokens lie.")
+    if frame is None:
+        frame = int(frames[sizes.argmax()])
+    placed &= stats.frame[sample] == frame
+    if not placed.any():
+        raise ValueError(f"frame={frame}: expected one of {frames.tolist()}.")
+    rows, cols = stats.grid[sample][placed][0]
     panels = [(picture, "image", f"{here.sum()} visual tokens")]
     for number, layer in enumerate(stats.modules):
         alive = stats.alive[layer + 1, sample] & here
         kept = np.zeros((rows, cols), dtype=bool)
-        placed = alive & (stats.row[sample] >= 0)
-        kept[stats.row[sample][placed], stats.col[sample][placed]] = True
+        shown_here = alive & placed
+        kept[stats.row[sample][shown_here], stats.col[sample][shown_here]] = True
         values = stats.thresholds[number, sample]
         # Named by letters: the font that Pillow brings has no θ.
         shown = "  ".join(
