@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenprune.adapters import adapter_for
 from torch import Tensor
 
 import tokenprune as tp
+from tokenprune import adapters
 from tokenprune.engine import Engine
 from tokenprune.methods.base import Context, Method, Selection
 
@@ -342,3 +346,32 @@ def test_what_cannot_be_pruned_is_refused(name: str) -> None:
         tp.wrap(model)
     assert hooks_of(model) == hooks
     assert not hasattr(model, "tokenprune")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("MllamaForConditionalGeneration", "reads the image by cross-attention"),
+        ("Florence2ForConditionalGeneration", "encoder-decoder"),
+        ("Qwen3_5ForConditionalGeneration", "recurrent layers"),
+        ("GitForCausalLM", "no image_token_id"),
+        ("LlamaForCausalLM", "not take both input_ids and pixel_values"),
+    ],
+)
+def test_designs_without_visual_tokens_to_drop_are_refused(name: str, reason: str) -> None:
+    cls = getattr(transformers, name, None)
+    if cls is None:
+        pytest.skip(f"this transformers has no {name}")
+    with torch.device("meta"):
+        model = cls(cls.config_class())
+    with pytest.raises(ValueError, match=rf"{name} .* cannot be pruned: .*{reason}"):
+        tp.wrap(model)
+
+
+def test_supported_names_what_was_verified_here() -> None:
+    """The list is written by `python -m tests.families`, under the release it names."""
+    written = json.loads((Path(adapters.__file__).parent / "verified.json").read_text())
+    if written["transformers"] != transformers.__version__:
+        pytest.skip(f"written under transformers {written['transformers']}")
+    tried = {f.config().model_type for f in FAMILIES.values() if f.available() and not f.refused}
+    assert set(tp.supported()["families"]) == tried
