@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenprune.adapters.base import frame_places
 
 from tokenprune.layout import VisualLayout
 from tokenprune.methods.atp.spatial import spatial_score
@@ -48,6 +49,22 @@ def test_any_ladder_equals_the_painting(grid, strides, weight):
     score = spatial_score(one_image(*grid), strides, weight).view(*grid)
     torch.testing.assert_close(score, by_hand(*grid, strides, weight))
     assert score[0, 0] == score.max() > 0, "the origin is on every grid"
+
+
+@given(grid=grids, frames=st.integers(1, 8), strides=ladders)
+def test_the_temporal_ladder_takes_every_so_many_frames(grid, frames, strides):
+    """Frames that a stride skips are as if painted by the smaller strides alone."""
+    height, width = grid
+    rows = torch.cat([frame_places(0, height, width, frame) for frame in range(frames)])
+    mask = torch.ones(1, len(rows), dtype=torch.bool)
+    layout = VisualLayout.from_places([(mask, rows)])
+    score = spatial_score(layout, strides, 3.0, temporal=True).view(frames, height, width)
+    canvas = torch.zeros(frames, height, width)
+    for stride in sorted(strides):
+        canvas[::stride, ::stride, ::stride] = 1 - 3.0 / stride**3
+    torch.testing.assert_close(score, canvas)
+    each = spatial_score(layout, strides, 3.0).view(frames, height, width)
+    torch.testing.assert_close(each, by_hand(*grid, strides, 3.0).expand(frames, -1, -1))
 
 
 @given(grid=grids, strides=ladders, seed=st.integers(0, 999))

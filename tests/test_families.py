@@ -136,7 +136,7 @@ def skipped(family: Family, limit: str = "") -> Any:
     """A family as a parameter, skipped where this release has it not or it cannot do so itself."""
     reason = f"{family.name}: {family.limits.get(limit)}"
     if not family.available():
-        reason = f"this transformers has no {family.model}"
+        reason = f"this transformers has no {family.model} that works"
     skip = limit in family.limits or not family.available()
     return pytest.param(family.name, marks=[pytest.mark.skip(reason=reason)] if skip else [])
 

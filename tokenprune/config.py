@@ -176,6 +176,9 @@ class ATPConfig(MethodConfig):
         Which of the two masks keep a token.
     strides : tuple of int
         The ladder of uniform grids; stride s samples at rate 1/s².
+    temporal : bool
+        Whether the ladder samples the frames of videos too, at rate 1/s³; for families that read
+        videos. Off: each frame has its own ladder. Not in the paper; not measured yet.
     sample_weight : float
         λ_sample of the spatial score 1 − R·λ_sample.
     hidden : int
@@ -209,6 +212,7 @@ class ATPConfig(MethodConfig):
     sources: tuple[str, ...] = ("self", "cross")
     prunings: tuple[str, ...] = ("redundant", "spatial")
     strides: tuple[int, ...] = (2, 3, 4, 6)
+    temporal: bool = False
     sample_weight: float = 3.0
     hidden: int = 64
     grid: tuple[int, int] | None = None
@@ -225,6 +229,7 @@ class ATPConfig(MethodConfig):
         """Check every field."""
         if self.layers is not None:
             object.__setattr__(self, "layers", _checked_layers(self.layers))
+        _require(isinstance(self.temporal, bool), "temporal", self.temporal, "True or False")
         for name in ("start_redundant", "start_spatial"):
             _require(_is_number(getattr(self, name)), name, getattr(self, name), "a number")
         if self.target_tokens is not None:

@@ -7,7 +7,7 @@ model trains on exactly the single questions it is tested on, yet reads each pic
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,15 +135,23 @@ def layout(prefix: Prefix, questions: int) -> tuple[torch.Tensor, torch.Tensor]:
     return mask[None, None], torch.cat([prefix.positions, following], -1)
 
 
+@contextlib.contextmanager
+def first_layers(model: Any, number: int) -> Iterator[None]:
+    """Inside, the decoder has its first layers only."""
+    decoder = model.model.language_model
+    layers = decoder.layers
+    decoder.layers = layers[:number]
+    try:
+        yield
+    finally:
+        decoder.layers = layers
+
+
 def eyes_only(model: Any, prefix: Prefix) -> torch.Tensor:
     """Return the visual tokens' hidden states after the decoder's first :data:`EYES` layers."""
     decoder = model.model.language_model
-    layers = decoder.layers
-    decoder.layers = layers[:EYES]
-    try:
+    with first_layers(model, EYES):
         out = decoder(inputs_embeds=prefix.embeds, position_ids=prefix.positions, use_cache=False)
-    finally:
-        decoder.layers = layers
     return out.last_hidden_state[:, prefix.visual]
 
 

@@ -37,7 +37,15 @@ from .evaluate import accuracy
 from .models import MODELS
 from .models.common import EYES, WIDTH
 from .muon import BatchedMuon
-from .packing import PatchHead, answer_logits, before_questions, eyes_only, pack, patch_labels
+from .packing import (
+    PatchHead,
+    answer_logits,
+    before_questions,
+    eyes_only,
+    first_layers,
+    pack,
+    patch_labels,
+)
 from .pictures import Size, compose
 from .questions import KINDS, PRESENCE
 
@@ -70,6 +78,8 @@ class Stage:
         Share of the learning rates left at the last step.
     kinds : tuple of str
         The kinds of question.
+    layers : int
+        How many decoder layers there are while the stage lasts.
     """
 
     name: str
@@ -84,6 +94,7 @@ class Stage:
     warm_up: int = 50
     final: float = 0.0
     kinds: tuple[str, ...] = KINDS
+    layers: int = 24
 
 
 WITH_PRESENCE = (*KINDS[:3], *PRESENCE, *KINDS[3:8])
@@ -106,10 +117,13 @@ RECIPES["llava"] = (
     ),
     Stage("all", 160, 32, muon=3.6e-3, adam=1.4e-3, tower_rate=0.3, warm_up=10),
 )
-RECIPES["llava_next"] = (Stage("all", 300, 24, muon=3.6e-3, adam=1.4e-3, tower_rate=0.3),)
+_HALF = Stage("half", 300, 24, muon=3.6e-3, adam=1.4e-3, tower_rate=0.3, layers=12)
+_DEEP = Stage("deep", 100, 24, muon=2e-3, adam=8e-4, tower_rate=0.3, warm_up=10)
+RECIPES["llava_next"] = (_HALF, _DEEP)
 RECIPES["qwen2_vl"] = (
     Stage("eyes", 250, 48, digits=(4, 7)),
-    Stage("all", 300, 24, muon=3.6e-3, adam=1.4e-3, tower_rate=0.3),
+    _HALF,
+    Stage("deep", 250, 24, muon=3.6e-3, adam=1.4e-3, patch_weight=0.6, warm_up=10),
 )
 """The stages that made the committed weights."""
 
@@ -283,7 +297,8 @@ def train(
             # Every step has its own seed, so a resumed run sees the batches of an unbroken one.
             rng = np.random.default_rng([seed, number, step])
             size = family.SIZES[step % len(family.SIZES)]
-            answers, patches = losses(family, model, processor, head, stage, size, rng)
+            with first_layers(model, stage.layers):
+                answers, patches = losses(family, model, processor, head, stage, size, rng)
             share = 1.0 if stage.name == "eyes" else stage.patch_weight
             (answers + share * patches).backward()
             learning = [p for p in model.parameters() if p.grad is not None]
@@ -300,7 +315,9 @@ def train(
                 log.info(message, stage.name, step + 1, means[0], means[1], pace)
             done = step + 1 == stage.steps
             if done or (step + 1) % validate_every == 0:
-                found = validate(family, model, processor, head, stage, 2000 if done else 500)
+                with first_layers(model, stage.layers):
+                    n = 2000 if done else 500
+                    found = validate(family, model, processor, head, stage, n)
                 log.info("%s %d: validation %s", stage.name, step + 1, json.dumps(found))
                 state = {
                     "stage": number + done,

@@ -147,6 +147,8 @@ class Family:
     # What the family itself cannot do, pruned or not, and why. Rows: a row of a batch is the row
     # alone. Beams, video beams, uncached: ways to generate. Places, video places: unknown.
     limits: ClassVar[dict[str, str]] = {}
+    # The first major release of transformers in which it works.
+    since = 4
     # Why it cannot be pruned, in the words of the error, if it cannot.
     refused = ""
     # Whether a row without any picture may stand in one batch with rows that have some.
@@ -175,7 +177,8 @@ class Family:
         """Add what depends on the whole prompt."""
 
     def available(self) -> bool:
-        if not hasattr(transformers, self.model):
+        release = int(transformers.__version__.split(".")[0])
+        if not hasattr(transformers, self.model) or release < self.since:
             return False
         try:
             self.config()

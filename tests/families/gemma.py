@@ -75,9 +75,13 @@ class Gemma3Full(Gemma3):
 
 
 class PaliGemma(Gemma3):
-    """The whole prompt sees itself in both directions."""
+    """The whole prompt sees itself in both directions.
+
+    In transformers 4.57 it answers differently with and without a cache, pruned or not.
+    """
 
     name = "paligemma"
+    since = 5
     model = "PaliGemmaForConditionalGeneration"
 
     def config(self) -> Any:

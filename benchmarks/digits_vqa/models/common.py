@@ -41,10 +41,7 @@ def decoder_fields(words: int, layers: int) -> dict[str, Any]:
 
 
 def take_over(model: nn.Module, trained: nn.Module) -> None:
-    """Copy what a trained model has under the same name; of tables of words, the first rows.
-
-    Decoder layers past the model's depth are left out.
-    """
+    """Copy what a trained model has under the same name; of tables of words, the first rows."""
     known = trained.state_dict()
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -1,6 +1,6 @@
 """LLaVA-NeXT, small: tiles of 48 x 48 pixels, pictures of four shapes.
 
-It starts from the trained LLaVA: its tower, projector and first twelve decoder layers.
+It starts from the trained LLaVA: its tower, projector and decoder.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def build(seed: int = 0) -> LlavaNextForConditionalGeneration:
     model = LlavaNextForConditionalGeneration(
         LlavaNextConfig(
             vision_config=CLIPVisionConfig(**tower),
-            text_config=LlamaConfig(**decoder_fields(len(VOCABULARY), 12)),
+            text_config=LlamaConfig(**decoder_fields(len(VOCABULARY), 24)),
             image_token_index=VOCABULARY["<image>"],
             image_grid_pinpoints=_PINPOINTS,
             image_seq_length=SIDE * SIDE,

@@ -1,6 +1,6 @@
 """Qwen2-VL, small: pictures of four shapes, one token for each 8 x 8 pixels.
 
-It starts from the first twelve decoder layers of the trained LLaVA; its tower is new.
+It starts from the decoder of the trained LLaVA; its tower is new.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def build(seed: int = 0) -> Qwen2VLForConditionalGeneration:
     torch.manual_seed(seed)
     # Half of a head's 32 dimensions, as pairs: time, height, width.
     rotary = {"type": "mrope", "rope_type": "default", "mrope_section": [4, 6, 6]}
-    text = decoder_fields(len(VOCABULARY), 12) | {"bos_token_id": None}
+    text = decoder_fields(len(VOCABULARY), 24) | {"bos_token_id": None}
     model = Qwen2VLForConditionalGeneration(
         Qwen2VLConfig(
             text_config={**text, "rope_scaling": rotary, "rope_theta": 10000.0},

@@ -69,7 +69,7 @@ class ATP(Method):
         cross_map = cross_score(prompt)
         raw = redundant_score(self_map, cross_map, prompt, config.sources)
         redundant = normalise(raw, weight, config.normalisation)
-        spatial = spatial_score(layout, config.strides, config.sample_weight)
+        spatial = spatial_score(layout, config.strides, config.sample_weight, config.temporal)
 
         # The heads read each map as shares, whatever the score's own scale: raw attention near
         # 1/n would leave them blind. Tokens that are gone are zeros.

@@ -10,7 +10,9 @@ from ...layout import VisualLayout
 __all__ = ["spatial_score"]
 
 
-def spatial_score(layout: VisualLayout, strides: tuple[int, ...], sample_weight: float) -> Tensor:
+def spatial_score(
+    layout: VisualLayout, strides: tuple[int, ...], sample_weight: float, temporal: bool = False
+) -> Tensor:
     """S_s = 1 − R·λ_sample, R the least rate of the uniform grids that pick the token, else 0.
 
     The grid of stride s picks the rows and columns divisible by s, so at rate 1/s². All grids share
@@ -25,6 +27,8 @@ def spatial_score(layout: VisualLayout, strides: tuple[int, ...], sample_weight:
     strides : tuple of int
     sample_weight : float
         λ_sample.
+    temporal : bool
+        Whether the grid of stride s picks frames divisible by s only, so at rate 1/s³ of a video.
 
     Returns
     -------
@@ -35,5 +39,7 @@ def spatial_score(layout: VisualLayout, strides: tuple[int, ...], sample_weight:
     score = torch.zeros(placed.shape, device=placed.device)
     for stride in sorted(strides):  # dense first, so that the sparsest grid has the last word
         picked = placed & (layout.row % stride == 0) & (layout.col % stride == 0)
-        score = torch.where(picked, 1 - sample_weight / stride**2, score)
+        if temporal:
+            picked = picked & (layout.frame % stride == 0)
+        score = torch.where(picked, 1 - sample_weight / stride ** (3 if temporal else 2), score)
     return score
