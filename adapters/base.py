@@ -87,6 +87,24 @@ class Adapter:
         """Rows and columns of one image's tokens, or of the usual one where images differ."""
         raise TypeError(f"{type(self).__name__} does not say which grid an image has.")
 
+    def tower(self, model: Any) -> tuple[Any, list[Any]]:
+        """The vision tower's configuration and its attention modules, in order.
+
+        Asked only for methods that choose by the attention of the tower's class token, which needs
+        a tower whose patches are the visual tokens, one for one.
+
+        Raises
+        ------
+        ValueError
+            If this family's is not so.
+        """
+        raise ValueError(
+            f"{base_model(model).config.model_type}: the method chooses by the attention of a "
+            "vision tower's class token, and here the tower's patches are not the visual tokens "
+            "one for one, or it is not known that they are. LLaVA with a CLIP tower is such a "
+            "model; FastV, DivPrune and the others that ask nothing of the tower work here."
+        )
+
     def default_layers(self, num_layers: int) -> tuple[int, ...]:
         """Layers, from 0, after which to decide: the paper's 4th, 14th and 24th of 32."""
         places = [max(1, num_layers * n // 32) for n in (4, 14, 24)]

@@ -51,6 +51,16 @@ class LlavaAdapter(Adapter):
         side = config.vision_config.image_size // config.vision_config.patch_size
         return side, side
 
+    def tower(self, model: Any) -> tuple[Any, list[Any]]:
+        """Of CLIP, whose class token is left out of the visual tokens."""
+        config = base_model(model).config
+        own_class_token = _TOWERS[config.vision_config.model_type]
+        if not own_class_token or config.vision_feature_select_strategy != "default":
+            return super().tower(model)
+        tower = self.core(model).vision_tower
+        modules = [m for name, m in tower.named_modules() if name.endswith("self_attn")]
+        return modules[0].config, modules
+
     def locate(self, core: Any, inputs: Mapping[str, Any]) -> VisualLayout:
         """Image tokens in the prompt, row by row of each image's grid."""
         config = core.config

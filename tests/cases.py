@@ -72,7 +72,7 @@ def prompts(image: bool | None = None) -> st.SearchStrategy[Prompt]:
 def cases(draw: st.DrawFn, rows: int = 3, image: bool | None = None) -> Case:
     """Up to `rows` rows."""
     drawn = tuple(draw(st.lists(prompts(image), min_size=1, max_size=rows)))
-    after = st.lists(st.integers(0, LAYERS - 2), min_size=1, max_size=3, unique=True)
+    after = st.lists(st.integers(-1, LAYERS - 2), min_size=1, max_size=3, unique=True)
     layers = tuple(sorted(draw(after)))
     share = st.sampled_from([0.0, 0.15, 0.5, 0.9, 1.0])
     shares = tuple(tuple(draw(share) for _ in drawn) for _ in layers)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenprune.config import ATPConfig
+from tokenprune import ATPConfig
 from tokenprune.layout import VisualLayout
 from tokenprune.methods.atp import ATP
 from tokenprune.methods.atp.heads import ThresholdHeads, lay_on_grid

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenprune.config import ATPConfig
+from tokenprune import ATPConfig
 from tokenprune.methods import METHODS, config_from
 
 positive = st.floats(0.01, 100)
@@ -88,9 +88,10 @@ def test_a_configuration_cannot_be_changed():
 
 NAN, INF = float("nan"), float("inf")
 NUMBERS = ("start_redundant", "start_spatial", "temperature", "floor", "sample_weight")
-BAD_LAYERS = ((), (3, 3), (5, 2), (-1, 2), (1.5,), ("3",), (True,), 3, "13")
+BAD_LAYERS = ((), (3, 3), (5, 2), (-2, 2), (1.5,), ("3",), (True,), 3, "13")
 BAD = [
     *(("layers", bad) for bad in BAD_LAYERS),
+    ("layers", (-1, 2)),
     *(("target_tokens", bad) for bad in (0, -1, NAN, INF, "144")),
     *((name, bad) for name in ("normalisation", "averaging") for bad in ("mean", "", None, 1)),
     *((name, bad) for name in ("training", "target_unit") for bad in ("hard", None, ["soft"])),
@@ -111,7 +112,42 @@ BAD_RANDOM = [
     *(("keep", bad) for bad in ((), (3, -1), (NAN,), (INF,), ("3",), 5, None)),
     *(("seed", bad) for bad in (0.5, None, "1")),
 ]
-BAD_OF = {"atp": BAD, "random": BAD_RANDOM}
+BAD_KEEP = [("keep", bad) for bad in (0, -1, NAN, INF, "9", None)]
+BAD_LAYER = [("layer", bad) for bad in (-2, 1.5, "3", None, True)]
+BAD_SHARE = [("share", bad) for bad in (0, 1.2, -1, NAN, "1", None)]
+BAD_SPARSEVLM = [
+    *(("layers", bad) for bad in (*BAD_LAYERS, (-1, 2))),
+    *((name, bad) for name in ("scale", "clusters") for bad in (0, 1.1, NAN, "1", None)),
+    *(("recycle", bad) for bad in (-0.1, 1.1, NAN, "1", None)),
+    *(("keep", bad) for bad in ((), 5, "ab")),
+]
+BAD_PRUMERGE = [
+    *(("plus", bad) for bad in (1, None, "yes")),
+    *(pair for pair in BAD_KEEP if pair[1] is not None),
+    *(("neighbours", bad) for bad in (-1, 2.5, None)),
+]
+BAD_OF = {
+    "atp": BAD,
+    "divprune": BAD_KEEP + BAD_LAYER,
+    "downsample": BAD_SHARE,
+    "fastv": [*BAD_KEEP, *BAD_LAYER, ("layer", -1)],
+    "idselection": [
+        *BAD_KEEP,
+        *BAD_LAYER,
+        ("layer", -1),
+        *(("gamma", bad) for bad in (0, -1, NAN, None)),
+    ],
+    "matryoshka": [("stride", bad) for bad in (0, -1, 1.5, "2", None)],
+    "prumerge": BAD_PRUMERGE,
+    "pyramiddrop": [
+        *(("layers", bad) for bad in (*BAD_LAYERS, (-1, 2))),
+        *(("ratio", bad) for bad in (0, 1, NAN, "1", None)),
+    ],
+    "random": BAD_RANDOM,
+    "sparsevlm": BAD_SPARSEVLM,
+    "uniform": BAD_SHARE + BAD_LAYER,
+    "visionzip": [*BAD_KEEP, *(("contextual", bad) for bad in (-0.1, 1, NAN, None))],
+}
 CASES = [(method, name, bad) for method, table in BAD_OF.items() for name, bad in table]
 
 

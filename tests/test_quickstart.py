@@ -1,4 +1,4 @@
-"""The main job on the committed small model, cut short; and the model itself."""
+"""The main job on the committed small models, cut short; and the models themselves."""
 
 import json
 import math
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoProcessor, LlavaForConditionalGeneration
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 import tokenprune as tp
 
@@ -17,7 +17,8 @@ sys.path.insert(0, str(ROOT))  # examples and benchmarks are not installed
 
 from benchmarks.digits_vqa.dataset import collate, samples  # noqa: E402
 from benchmarks.digits_vqa.evaluate import accuracy  # noqa: E402
-from benchmarks.digits_vqa.models.llava import FOLDER as WEIGHTS  # noqa: E402
+from benchmarks.digits_vqa.models import MODELS  # noqa: E402
+from benchmarks.digits_vqa.pictures import Size  # noqa: E402
 from examples import quickstart  # noqa: E402
 
 FIGURES = {
@@ -35,22 +36,26 @@ FIGURES = {
 }
 
 
-@pytest.fixture(scope="module")
-def small() -> tuple[LlavaForConditionalGeneration, AutoProcessor]:
-    model = LlavaForConditionalGeneration.from_pretrained(WEIGHTS, dtype=torch.float32)
-    return model.eval(), AutoProcessor.from_pretrained(WEIGHTS)
+Small = tuple[PreTrainedModel, AutoProcessor, tuple[Size, ...]]
 
 
-def test_the_small_model_answers(small) -> None:
+@pytest.fixture(scope="module", params=MODELS)
+def small(request: pytest.FixtureRequest) -> Small:
+    family = MODELS[request.param]
+    model = AutoModelForImageTextToText.from_pretrained(family.FOLDER, dtype=torch.float32)
+    return model.eval(), AutoProcessor.from_pretrained(family.FOLDER), family.SIZES
+
+
+def test_the_small_model_answers(small: Small) -> None:
     """Above 80 % on 200 held-out questions; the true figure is in its README, on 2,000."""
-    model, processor = small
-    assert accuracy(model, processor, samples("held_out", 200, seed=3))["overall"] > 0.8
+    model, processor, sizes = small
+    assert accuracy(model, processor, samples("held_out", 200, 3, sizes=sizes))["overall"] > 0.8
 
 
-def test_the_small_model_needs_its_picture(small) -> None:
+def test_the_small_model_needs_its_picture(small: Small) -> None:
     """Nothing of this would mean anything if the first layer read it all off the picture."""
-    model, processor = small
-    test = samples("validation", 200, seed=3)
+    model, processor, sizes = small
+    test = samples("validation", 200, 3, sizes=sizes)
     whole = accuracy(model, processor, test)["overall"]
     tp.wrap(model, tp.RandomConfig(layers=(0,), keep=(0.0,)))
     try:
@@ -60,9 +65,9 @@ def test_the_small_model_needs_its_picture(small) -> None:
     assert blind < 0.7 * whole
 
 
-def test_the_small_model_generates_what_its_logits_say(small) -> None:
-    model, processor = small
-    batch = collate(processor, samples("validation", 8, seed=3), with_answers=False)
+def test_the_small_model_generates_what_its_logits_say(small: Small) -> None:
+    model, processor, sizes = small
+    batch = collate(processor, samples("validation", 8, 3, sizes=sizes), with_answers=False)
     tp.wrap(model)
     try:
         with torch.no_grad():
@@ -73,11 +78,14 @@ def test_the_small_model_generates_what_its_logits_say(small) -> None:
     assert torch.equal(chosen, new)
 
 
-def test_quickstart_writes_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", MODELS)
+def test_quickstart_writes_what_it_says(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two steps of training: the figures are not good, but they are there and fit together."""
     report = tmp_path / "deep" / "out.json"
     arguments = ["--steps", "2", "--test", "64", "--out", str(tmp_path), "--json", str(report)]
-    monkeypatch.setattr(sys, "argv", ["quickstart.py", *arguments])
+    monkeypatch.setattr(sys, "argv", ["quickstart.py", "--model", name, *arguments])
     quickstart.main()
     written = json.loads(report.read_text())
     assert written.keys() >= FIGURES
@@ -89,5 +97,6 @@ def test_quickstart_writes_what_it_says(tmp_path: Path, monkeypatch: pytest.Monk
     assert written["small_budget"]["mean_tokens"] < written["mean_tokens"]
     with Image.open(tmp_path / "kept.png") as picture:
         assert picture.format == "PNG"
-    model = LlavaForConditionalGeneration.from_pretrained(WEIGHTS, dtype=torch.float32)
+    folder = MODELS[name].FOLDER
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
     tp.wrap(model, tmp_path / "heads")

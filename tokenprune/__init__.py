@@ -10,15 +10,38 @@ from .api import (
     unwrap,
     wrap,
 )
-from .config import ATPConfig, RandomConfig
 from .io import load_heads, save_heads
 from .measure import PruneStats, draw
+from .methods import (
+    ATPConfig,
+    DivPruneConfig,
+    DownsampleConfig,
+    FastVConfig,
+    IDSelectionConfig,
+    MatryoshkaConfig,
+    PruMergeConfig,
+    PyramidDropConfig,
+    RandomConfig,
+    SparseVLMConfig,
+    UniformConfig,
+    VisionZipConfig,
+)
 from .training import calibrate, set_budget, train_only_heads
 
 __all__ = [
     "ATPConfig",
+    "DivPruneConfig",
+    "DownsampleConfig",
+    "FastVConfig",
+    "IDSelectionConfig",
+    "MatryoshkaConfig",
+    "PruMergeConfig",
     "PruneStats",
+    "PyramidDropConfig",
     "RandomConfig",
+    "SparseVLMConfig",
+    "UniformConfig",
+    "VisionZipConfig",
     "__version__",
     "calibrate",
     "draw",

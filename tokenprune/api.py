@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from tokenprune.adapters import adapter_for, verified
 
-from .config import ATPConfig, MethodConfig, ModelFacts
+from .config import MethodConfig, ModelFacts
 from .engine import ATTRIBUTE, Engine, engine_of
 from .engine.attention import register
 from .io import load_heads, read_config
 from .measure.cost import DecoderShape
 from .measure.stats import PruneStats
 from .measure.track import Tracker
-from .methods import METHODS, build
+from .methods import METHODS, ATPConfig, build
 
 __all__ = ["losses", "paused", "stats", "supported", "track", "unwrap", "wrap"]
 

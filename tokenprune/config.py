@@ -1,4 +1,4 @@
-"""One dataclass per method: what can be asked for, checked, and JSON both ways."""
+"""What every method's configuration has: checked values, JSON both ways, fitted to a model."""
 
 from __future__ import annotations
 
@@ -9,39 +9,58 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-__all__ = ["ATPConfig", "MethodConfig", "ModelFacts", "RandomConfig"]
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = [
+    "LayersConfig",
+    "MethodConfig",
+    "ModelFacts",
+    "checked_layers",
+    "is_number",
+    "is_whole",
+    "one_of",
+    "require",
+    "tuple_of",
+]
 
 
-def _require(ok: bool, name: str, given: object, expected: str) -> None:
+def require(ok: bool, name: str, given: object, expected: str) -> None:
+    """Raise ValueError that says what was given and what was expected, unless all is well."""
     if not ok:
         raise ValueError(f"{name}={given!r}: expected {expected}.")
 
 
-def _one_of(name: str, given: str, allowed: tuple[str, ...]) -> None:
-    _require(given in allowed, name, given, "one of " + ", ".join(map(repr, allowed)))
+def one_of(name: str, given: str, allowed: tuple[str, ...]) -> None:
+    """Require one of the allowed words."""
+    require(given in allowed, name, given, "one of " + ", ".join(map(repr, allowed)))
 
 
-def _is_number(given: object) -> bool:
+def is_number(given: object) -> bool:
+    """Whether this is a finite number; booleans are not."""
     return isinstance(given, int | float) and not isinstance(given, bool) and math.isfinite(given)
 
 
-def _is_whole(given: object) -> bool:
+def is_whole(given: object) -> bool:
+    """Whether this is an int; booleans are not."""
     return isinstance(given, int) and not isinstance(given, bool)
 
 
-def _tuple_of(name: str, given: Any, expected: str) -> tuple[Any, ...]:
-    _require(isinstance(given, list | tuple), name, given, expected)
+def tuple_of(name: str, given: Any, expected: str) -> tuple[Any, ...]:
+    """Require a list or a tuple, and give the tuple."""
+    require(isinstance(given, list | tuple), name, given, expected)
     return tuple(given)
 
 
-def _checked_layers(given: Any) -> tuple[int, ...]:
-    expected = "rising whole numbers from 0"
-    layers = _tuple_of("layers", given, expected)
-    whole = all(_is_whole(n) and n >= 0 for n in layers)
+def checked_layers(given: Any, earliest: int = 0) -> tuple[int, ...]:
+    """Require rising layer numbers; -1, where it is allowed, is before the first layer."""
+    expected = f"rising whole numbers from {earliest}"
+    layers = tuple_of("layers", given, expected)
+    whole = all(is_whole(n) and n >= earliest for n in layers)
     rising = whole and all(a < b for a, b in pairwise(layers))
-    _require(bool(layers) and rising, "layers", layers, expected)
+    require(bool(layers) and rising, "layers", layers, expected)
     return layers
 
 
@@ -72,15 +91,28 @@ class ModelFacts:
         """Tokens of one image."""
         return self.grid[0] * self.grid[1]
 
+    def check(self, layers: tuple[int, ...]) -> None:
+        """Raise ValueError, with the reason, if tokens cannot go after one of these layers."""
+        if layers[0] < self.first_layer and self.first_layer > 0:
+            raise ValueError(
+                f"layers={layers}: this decoder adds image features at the visual tokens after its "
+                f"layers 0 to {self.first_layer - 1}, so none may be dropped before layer "
+                f"{self.first_layer} has run."
+            )
+        if layers[-1] >= self.num_layers - 1:
+            raise ValueError(
+                f"layers={layers}: this decoder has {self.num_layers} layers, so a module can "
+                f"follow layers 0 to {self.num_layers - 2}."
+            )
+
 
 @dataclass(frozen=True)
 class MethodConfig:
     """What every method's configuration has."""
 
     method: ClassVar[str]
-    layers: tuple[int, ...] | None = None
 
-    def fitted(self, facts: ModelFacts) -> MethodConfig:
+    def fitted(self, facts: ModelFacts) -> Self:
         """This configuration with the model's own defaults filled in.
 
         Raises
@@ -88,25 +120,11 @@ class MethodConfig:
         ValueError
             If the model cannot meet it.
         """
-        first = facts.first_layer
-        layers = self.layers
-        if layers is None:
-            layers = tuple(sorted({max(n, first) for n in facts.default_layers}))
-        if layers[0] < first:
-            raise ValueError(
-                f"layers={layers}: this decoder adds image features at the visual tokens after its "
-                f"layers 0 to {first - 1}, so none may be dropped before layer {first} has run."
-            )
-        if layers[-1] >= facts.num_layers - 1:
-            raise ValueError(
-                f"layers={layers}: this decoder has {facts.num_layers} layers, so a module can "
-                f"follow layers 0 to {facts.num_layers - 2}."
-            )
-        return dataclasses.replace(self, layers=layers)
+        return self
 
     def _check_number(self, name: str, expected: str, allowed: Callable[[Any], bool]) -> None:
         given = getattr(self, name)
-        _require(_is_number(given) and allowed(given), name, given, expected)
+        require(is_number(given) and allowed(given), name, given, expected)
 
     def to_dict(self) -> dict[str, Any]:
         """A dictionary of JSON types, with the method's name under ``"method"``."""
@@ -131,7 +149,7 @@ class MethodConfig:
         """
         values = dict(values)
         name = values.pop("method", cls.method)
-        _require(name == cls.method, "method", name, repr(cls.method))
+        require(name == cls.method, "method", name, repr(cls.method))
         known = {f.name for f in dataclasses.fields(cls)}
         if unknown := sorted(set(values) - known):
             warnings.warn(
@@ -148,190 +166,33 @@ class MethodConfig:
 
 
 @dataclass(frozen=True)
-class ATPConfig(MethodConfig):
-    """ATP: adaptive token pruning (ATP-LLaVA, arXiv 2412.00447).
+class LayersConfig(MethodConfig):
+    """What the configuration of a method at several layers has.
 
-    The paper fixes some of this; what it leaves open is an option here, and the default is what
-    measured best on the small model of ``benchmarks/digits_vqa``, or as well as the best within
-    the measurement's error (see ``docs/options.md``).
-
-    Parameters
+    Attributes
     ----------
     layers : tuple of int, optional
-        Decoder layers, counted from 0, after which a module decides. None: the family's default,
-        the paper's 3, 13, 23 of 32 layers or the same places in proportion.
-    target_tokens : float, optional
-        Mean number of visual tokens per image over *all* decoder layers that training aims at.
-        None: a quarter of an image's tokens (the paper's 144 of 576). Where images differ in size,
-        that of an image with as many tokens as the family's own grid has cells; larger ones in
-        proportion.
-    normalisation : {"share", "minmax", "none"}
-        How raw attention becomes a score. ``share``: x = n·s, x / (1 + x), so that uniform
-        attention over n tokens is 0.5. ``minmax``: each row's scores stretched to [0, 1].
-    averaging : {"visible", "all"}
-        Over which visual queries the self score is averaged: those that can see the token, or all.
-    sources : tuple of {"self", "cross"}
-        Which of the two score maps make the redundant score (their mean).
-    prunings : tuple of {"redundant", "spatial"}
-        Which of the two masks keep a token.
-    strides : tuple of int
-        The ladder of uniform grids; stride s samples at rate 1/s².
-    temporal : bool
-        Whether the ladder samples the frames of videos too, at rate 1/s³; for families that read
-        videos. Off: each frame has its own ladder. Not in the paper; not measured yet.
-    sample_weight : float
-        λ_sample of the spatial score 1 − R·λ_sample.
-    hidden : int
-        Width of the threshold heads.
-    grid : tuple of int, optional
-        Rows and columns on which the heads read the score maps. None: the family's own grid.
-    start_redundant, start_spatial : float
-        Where the thresholds start, before the sigmoid.
-    temperature : float
-        T of the soft masks σ((S − θ)·T).
-    training : {"soft", "straight_through"}
-        What training computes on: the soft mask, or the hard one with the soft one's gradient.
-    floor : float
-        Least value that a mask has as a factor on attention, in (0, 1).
-    atp_weight, target_weight : float
-        λ_atp and λ_target.
-    target_unit : {"share", "tokens"}
-        Whether the target loss |N − N_target| is divided by the number of visual tokens.
-
-    Raises
-    ------
-    ValueError
-        If a value is outside what is allowed; it names the value and what was expected.
+        Decoder layers, counted from 0, after which tokens are dropped. None: those of the method's
+        paper in proportion, or the family's default.
     """
 
-    method: ClassVar[str] = "atp"
+    earliest: ClassVar[int] = 0
+    # Shares of the depth after which the method's paper drops tokens. Empty: the family's default.
+    places: ClassVar[tuple[float, ...]] = ()
 
-    target_tokens: float | None = None
-    normalisation: str = "share"
-    averaging: str = "visible"
-    sources: tuple[str, ...] = ("self", "cross")
-    prunings: tuple[str, ...] = ("redundant", "spatial")
-    strides: tuple[int, ...] = (2, 3, 4, 6)
-    temporal: bool = False
-    sample_weight: float = 3.0
-    hidden: int = 64
-    grid: tuple[int, int] | None = None
-    start_redundant: float = 0.3
-    start_spatial: float = 3.0
-    temperature: float = 20.0
-    training: str = "straight_through"
-    floor: float = 1e-6
-    atp_weight: float = 0.01
-    target_weight: float = 4.0
-    target_unit: str = "share"
+    layers: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Check every field."""
+        """Check the layers."""
         if self.layers is not None:
-            object.__setattr__(self, "layers", _checked_layers(self.layers))
-        _require(isinstance(self.temporal, bool), "temporal", self.temporal, "True or False")
-        for name in ("start_redundant", "start_spatial"):
-            _require(_is_number(getattr(self, name)), name, getattr(self, name), "a number")
-        if self.target_tokens is not None:
-            self._check_number("target_tokens", "more than 0", lambda n: n > 0)
-        _one_of("normalisation", self.normalisation, ("share", "minmax", "none"))
-        _one_of("averaging", self.averaging, ("visible", "all"))
-        _one_of("training", self.training, ("soft", "straight_through"))
-        _one_of("target_unit", self.target_unit, ("share", "tokens"))
-        for name, allowed in (
-            ("sources", ("self", "cross")),
-            ("prunings", ("redundant", "spatial")),
-        ):
-            expected = f"one or both of {allowed}"
-            given = _tuple_of(name, getattr(self, name), expected)
-            ok = bool(given) and all(g in allowed for g in given)
-            ok = ok and len(set(given)) == len(given)
-            _require(ok, name, given, expected)
-            object.__setattr__(self, name, given)
-        expected = "whole numbers above 1"
-        strides = _tuple_of("strides", self.strides, expected)
-        ok = bool(strides) and all(_is_whole(s) and s > 1 for s in strides)
-        _require(ok, "strides", strides, expected)
-        object.__setattr__(self, "strides", strides)
-        most = min(strides) ** 2
-        self._check_number(
-            "sample_weight",
-            f"between 0 and {most}, or the densest grid's score is not positive",
-            lambda n: 0 < n < most,
-        )
-        if self.grid is not None:
-            expected = "two whole numbers above 0"
-            grid = _tuple_of("grid", self.grid, expected)
-            ok = len(grid) == 2 and all(_is_whole(n) and n > 0 for n in grid)
-            _require(ok, "grid", grid, expected)
-            object.__setattr__(self, "grid", grid)
-        ok = _is_whole(self.hidden) and self.hidden > 0
-        _require(ok, "hidden", self.hidden, "a whole number above 0")
-        self._check_number("temperature", "more than 0", lambda n: n > 0)
-        self._check_number("floor", "between 0 and 1", lambda n: 0 < n < 1)
-        for name in ("atp_weight", "target_weight"):
-            self._check_number(name, "0 or more", lambda n: n >= 0)
+            object.__setattr__(self, "layers", checked_layers(self.layers, self.earliest))
 
-    def fitted(self, facts: ModelFacts) -> ATPConfig:
-        """With layers, target and grid filled in; see `MethodConfig.fitted`."""
-        config = super().fitted(facts)
-        assert isinstance(config, ATPConfig)
-        assert config.layers is not None
-        total = facts.visual_tokens
-        target = total / 4 if self.target_tokens is None else self.target_tokens
-        full = (config.layers[0] + 1) * total / facts.num_layers
-        if not full < target <= total:
-            raise ValueError(
-                f"target_tokens={target:g} of an image of {total}: the {config.layers[0] + 1} "
-                f"layer(s) up to the first module cost {full:g} of {total} tokens of the mean over "
-                f"all {facts.num_layers} layers, so the target must be above {full:g} and at most "
-                f"{total}. Raise it, or prune earlier."
-            )
-        grid = facts.grid if self.grid is None else self.grid
-        return dataclasses.replace(config, target_tokens=float(target), grid=grid)
-
-
-@dataclass(frozen=True)
-class RandomConfig(MethodConfig):
-    """Random pruning, the baseline.
-
-    Parameters
-    ----------
-    layers : tuple of int, optional
-        Decoder layers, counted from 0, after which tokens are dropped. None: the family's default.
-    keep : tuple of float
-        How many visual tokens of a sample stay after each of them, on average.
-    seed : int
-        Of the draws.
-
-    Raises
-    ------
-    ValueError
-        If a value is outside what is allowed; it names the value and what was expected.
-    """
-
-    method: ClassVar[str] = "random"
-
-    keep: tuple[float, ...] = ()
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Check every field."""
-        expected = "counts of 0 or more"
-        keep = _tuple_of("keep", self.keep, expected)
-        _require(bool(keep) and all(_is_number(k) and k >= 0 for k in keep), "keep", keep, expected)
-        object.__setattr__(self, "keep", tuple(float(k) for k in keep))
-        _require(_is_whole(self.seed), "seed", self.seed, "a whole number")
-        if self.layers is not None:
-            object.__setattr__(self, "layers", _checked_layers(self.layers))
-
-    def fitted(self, facts: ModelFacts) -> RandomConfig:
+    def fitted(self, facts: ModelFacts) -> Self:
         """With layers filled in; see `MethodConfig.fitted`."""
-        config = super().fitted(facts)
-        assert isinstance(config, RandomConfig)
-        assert config.layers is not None
-        if len(config.layers) != len(self.keep):
-            raise ValueError(
-                f"keep={self.keep}: expected one count for each of the layers {config.layers}."
-            )
-        return config
+        layers = self.layers
+        if layers is None:
+            usual = [max(0, round(facts.num_layers * share) - 1) for share in self.places]
+            first = facts.first_layer
+            layers = tuple(sorted({max(n, first) for n in usual or facts.default_layers}))
+        facts.check(layers)
+        return dataclasses.replace(self, layers=layers)

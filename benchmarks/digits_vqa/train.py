@@ -123,7 +123,8 @@ RECIPES["llava_next"] = (_HALF, _DEEP)
 RECIPES["qwen2_vl"] = (
     Stage("eyes", 250, 48, digits=(4, 7)),
     _HALF,
-    Stage("deep", 250, 24, muon=3.6e-3, adam=1.4e-3, patch_weight=0.6, warm_up=10),
+    Stage("eyes", 400, 48, digits=(4, 7)),
+    Stage("deep", 200, 24, muon=3.6e-3, adam=1.4e-3, patch_weight=0.6, warm_up=10),
 )
 """The stages that made the committed weights."""
 

@@ -13,7 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .frames import current_run
 
-__all__ = ["BACKENDS", "backend_of", "has_windows", "register", "wrapped_name"]
+__all__ = ["BACKENDS", "backend_of", "eager_of", "has_windows", "register", "wrapped_name"]
 
 _PREFIX = "tokenprune_"
 BACKENDS = ("eager", "sdpa", "flash_attention_2")
@@ -37,7 +37,8 @@ def has_windows(text_config: Any) -> bool:
     return getattr(text_config, "sliding_window", None) is not None
 
 
-def _eager_of(module: nn.Module) -> Callable[..., Any]:
+def eager_of(module: nn.Module) -> Callable[..., Any]:
+    """The eager attention function of a module's modelling file."""
     # Each modelling file has its own eager function and passes it on as the default only.
     for cls in type(module).__mro__:
         found = getattr(sys.modules.get(cls.__module__), "eager_attention_forward", None)
@@ -66,7 +67,7 @@ def _make(backend: str) -> Callable[..., Any]:
             if backend.startswith("flash"):
                 # At batch 1 it takes position ids with gaps for several packed sequences.
                 kwargs.pop("position_ids", None)
-        base = _eager_of(module) if backend == "eager" else ALL_ATTENTION_FUNCTIONS[backend]
+        base = eager_of(module) if backend == "eager" else ALL_ATTENTION_FUNCTIONS[backend]
         return base(module, query, key, value, attention_mask, **kwargs)
 
     attention.__name__ = wrapped_name(backend)

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from einops import rearrange
+from torch import Tensor
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-__all__ = ["check_supported", "without_windows"]
+from .compact import Survivors, scatter_hidden
+
+__all__ = ["check_supported", "widen_first_layer", "without_windows"]
 
 
 def without_windows(cache: Any) -> None:
@@ -44,3 +49,27 @@ def check_supported(cache: Any, num_layers: int) -> None:
             "expected transformers.DynamicCache() with plain layers. Leave cache_implementation "
             "out, or run this prompt inside tokenprune.paused(model)."
         )
+
+
+def widen_first_layer(cache: Any, kept: Survivors, length: int) -> None:
+    """Lay the newest keys and values of the first layer out at full length, zeros between.
+
+    Parameters
+    ----------
+    cache : DynamicCache
+        Its first layer ends with the survivors of this pass.
+    kept : Survivors
+    length : int
+        Of this pass before anything was dropped.
+    """
+    layer = cache.layers[0]
+    new = kept.index.shape[1]
+
+    def widened(states: Tensor) -> Tensor:
+        heads = states.shape[1]
+        old = states[:, :, : states.shape[2] - new]
+        flat = rearrange(states[:, :, old.shape[2] :], "b h s d -> b s (h d)")
+        full = scatter_hidden(flat, kept, length)
+        return torch.cat([old, rearrange(full, "b s (h d) -> b h s d", h=heads)], dim=2)
+
+    layer.keys, layer.values = widened(layer.keys), widened(layer.values)

@@ -28,6 +28,15 @@ class Survivors:
     index: Tensor
     valid: Tensor | None
 
+    def marks(self, like: Tensor) -> Tensor:
+        """True at the survivors' positions: bool, of the shape (batch, length) of `like`."""
+        valid = self.valid
+        if valid is None:
+            valid = torch.ones_like(self.index, dtype=torch.bool)
+        # A padding slot repeats a survivor's index, so it must not write: amax, not assignment.
+        marks = torch.zeros_like(like, dtype=torch.uint8)
+        return marks.scatter_reduce(1, self.index, valid.byte(), "amax").bool()
+
     def then(self, later: Survivors) -> Survivors:
         """These survivors, of whom `later` names those that survive once more."""
         return Survivors(self.index.gather(1, later.index), later.valid)

@@ -21,6 +21,7 @@ from .frames import Frame
 from .latest import Latest
 from .record import Record
 from .run import Run
+from .tower import leave_tower, look_at_tower
 
 if TYPE_CHECKING:
     from tokenprune.adapters.base import Adapter
@@ -68,6 +69,8 @@ class Engine(nn.Module):
         self.latest = Latest()
         self.trackers: list[Callable[[Record], None]] = []
         self.required_grad: dict[str, bool] | None = None
+        # In a tuple, where it does not become a part of this module.
+        self.tower_layer: tuple[nn.Module, ...] = ()
         self._handles: list[RemovableHandle] = []
         self._instance_generate: Callable[..., Any] | None = None
         self._signatures: dict[str, inspect.Signature] = {}
@@ -91,6 +94,10 @@ class Engine(nn.Module):
             "top": inspect.signature(model.forward),
             "core": inspect.signature(core.forward),
         }
+        if self.method.tower_layer is not None:
+            config, modules = self.adapter.tower(model)
+            self.tower_layer = (modules[max(self.method.tower_layer, -len(modules))],)
+            look_at_tower(config)
         text_config._attn_implementation = self.attention
         model.add_module(ATTRIBUTE, self)
 
@@ -112,7 +119,10 @@ class Engine(nn.Module):
         for n, layer in enumerate(layers):
             before(layer, partial(self._before_layer, n))
         for module, n in enumerate(self.method.layers):
-            after(layers[n], partial(self._after_layer, module, n))
+            if n < 0:
+                after(layers[0], self._after_first_layer)
+            else:
+                after(layers[n], partial(self._after_layer, module, n))
         after(layers[-1], self._after_last_layer)
         if hasattr(model, "generate"):
             # On the instance, where it covers the class's own until it is deleted.
@@ -124,6 +134,8 @@ class Engine(nn.Module):
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        if self.tower_layer:
+            leave_tower(self.adapter.tower(model)[0])
         vars(model).pop("generate", None)
         if self._instance_generate is not None:
             vars(model)["generate"] = self._instance_generate
@@ -219,7 +231,7 @@ class Engine(nn.Module):
             return self.adapter.locate(core, inputs)
         # Beams and several answers repeat rows, but the sizes were given for the rows before that.
         names = ("input_ids", "inputs_embeds", "attention_mask")
-        rows = next(len(given[n]) for n in (*names, "inputs") if given.get(n) is not None)
+        rows = frames.given_rows(given)
         tokens = {n: inputs[n] for n in names if inputs.get(n) is not None}
         copies = len(next(iter(tokens.values()))) // rows
         once = {n: value[::copies] for n, value in tokens.items()}
@@ -260,15 +272,28 @@ class Engine(nn.Module):
         run = self._run()
         if run is None:
             return recompute.mask_again(layer, args, kwargs)
+        given = (args, kwargs)
         if layer == 0:
             hidden = args[0] if args else kwargs["hidden_states"]
             run.enter_first_layer(hidden, kwargs.get("past_key_values"))
             if run.soft:
                 recompute.check(module)
                 recompute.remember(run.replay, kwargs)
+            tower = None
+            if self.tower_layer:
+                tower = frames.tower_pass(self, hidden.shape[0])
+            first = run.begin(hidden, tower)
+            if first is not hidden:
+                given = _replaced(args, kwargs, first)
+        args, kwargs = given
         with recompute.kept_tensors():
             changed = run.adapt(layer, kwargs)
-        return None if changed is kwargs else (args, changed)
+        return (args, changed)
+
+    def _after_first_layer(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        run = self._run()
+        if run is not None:
+            run.after_first_layer()
 
     def _after_layer(
         self, index: int, layer: int, module: nn.Module, args: Any, kwargs: Any, output: Any
@@ -296,6 +321,13 @@ def _bind(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str,
     except TypeError:
         return kwargs  # the call is wrong: let it say so itself
     return {**bound, **bound.get("kwargs", {})}
+
+
+def _replaced(args: tuple[Any, ...], kwargs: dict[str, Any], hidden: Tensor) -> tuple:
+    """The layer's arguments with another input."""
+    if args:
+        return (hidden, *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": hidden}
 
 
 def _hidden(output: Any) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -16,17 +16,37 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Frame",
+    "TowerPass",
     "current_run",
     "generate_arguments",
     "generating",
+    "given_rows",
     "is_paused",
+    "note_tower",
     "pause",
     "pop",
     "prompt_length",
     "push",
     "resume",
     "top",
+    "tower_pass",
 ]
+
+
+@dataclass(frozen=True)
+class TowerPass:
+    """One layer of the vision tower, as it ran.
+
+    Attributes
+    ----------
+    query, key : (images, heads, tokens, width)
+    copies : int
+        How often each row of its batch stands in the decoder's.
+    """
+
+    query: Tensor
+    key: Tensor
+    copies: int = 1
 
 
 @dataclass
@@ -39,6 +59,8 @@ class Frame:
         Whose call it is.
     labels : int64, (batch, length), optional
         What the top-level model was given.
+    tower : TowerPass, optional
+        Of this call.
     run : Run, optional
         The forward pass of the core inside this call.
     alone : bool
@@ -49,6 +71,7 @@ class Frame:
     labels: Tensor | None = None
     run: Run | None = field(default=None)
     alone: bool = False
+    tower: TowerPass | None = None
 
 
 @dataclass
@@ -64,11 +87,14 @@ class Generation:
         neither them nor their sizes.
     prompt_length : int, optional
         Of the first forward.
+    tower : TowerPass, optional
+        Of images that were encoded before that.
     """
 
     engine: Engine
     arguments: Mapping[str, Any]
     prompt_length: int | None = None
+    tower: TowerPass | None = None
 
 
 # A context variable: each thread and each task has its own.
@@ -132,6 +158,30 @@ def prompt_length(engine: Engine, length: int) -> int | None:
     if generation.prompt_length is None:
         generation.prompt_length = length
     return generation.prompt_length
+
+
+def note_tower(module: Any, query: Tensor, key: Tensor) -> None:
+    """A layer of a vision tower has run: kept if the call around it asks for that layer."""
+    stack, generation = _STACK.get(), _GENERATION.get()
+    call = stack[-1] if stack else generation
+    if call is not None and any(m is module for m in call.engine.tower_layer):
+        call.tower = TowerPass(query.detach(), key.detach())
+
+
+def tower_pass(engine: Engine, rows: int) -> TowerPass | None:
+    """What the tower said of the images in the running forward, which has so many rows."""
+    frame, generation = top(engine), _GENERATION.get()
+    if frame is not None and frame.tower is not None:
+        return frame.tower
+    if generation is None or generation.engine is not engine or generation.tower is None:
+        return None
+    return replace(generation.tower, copies=rows // given_rows(generation.arguments))
+
+
+def given_rows(arguments: Mapping[str, Any]) -> int:
+    """Rows of the batch that ``generate`` was given, before beams repeat them."""
+    names = ("input_ids", "inputs_embeds", "attention_mask", "inputs")
+    return next(len(arguments[n]) for n in names if arguments.get(n) is not None)
 
 
 def pause(engine: Engine) -> None:

@@ -13,7 +13,18 @@ import torch
 from einops import repeat
 from torch import Tensor
 
-__all__ = ["LayerKeys", "check_cache", "columns", "extend", "forget", "load", "store"]
+from .compact import Survivors
+
+__all__ = [
+    "LayerKeys",
+    "check_cache",
+    "columns",
+    "extend",
+    "forget",
+    "load",
+    "store",
+    "widened",
+]
 
 _ATTRIBUTE = "tokenprune_keys"
 
@@ -91,6 +102,13 @@ def extend(
         ]
         valid = torch.cat(parts, dim=1)
     return LayerKeys(torch.cat([old, index + past], dim=1), valid, past + length)
+
+
+def widened(keys: LayerKeys | None, past: int, kept: Survivors, length: int) -> LayerKeys:
+    """A layer's keys after a pass whose survivors were laid out at full length."""
+    places = torch.arange(length, device=kept.index.device).expand(len(kept.index), -1)
+    nowhere = torch.zeros(places.shape, dtype=torch.bool, device=places.device)
+    return extend(keys, past, places, kept.marks(nowhere), length)
 
 
 def check_cache(cache: Any, keys: dict[int, LayerKeys], past: int, batch: int) -> None:

@@ -36,13 +36,7 @@ class Decision:
             return before
         if isinstance(self.kept, Tensor):
             return self.kept
-        valid = self.kept.valid
-        if valid is None:
-            valid = torch.ones_like(self.kept.index, dtype=torch.bool)
-        # A padding slot repeats a survivor's index, so it must not write: amax, not assignment.
-        marks = torch.zeros_like(before, dtype=torch.uint8)
-        marks = marks.scatter_reduce(1, self.kept.index, valid.byte(), "amax")
-        return marks.bool()
+        return self.kept.marks(before)
 
 
 @dataclass(frozen=True)
@@ -70,8 +64,8 @@ class Record:
             now = torch.ones_like(self.layout.mask)
         layers = []
         decisions = {d.layer: d for d in self.decisions}
-        for layer in range(self.num_layers):
+        for layer in range(-1, self.num_layers):
             layers.append(now)
             if layer in decisions:
                 now = decisions[layer].alive(now) & now
-        return torch.stack(layers)
+        return torch.stack(layers[1:])

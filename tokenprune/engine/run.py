@@ -12,13 +12,16 @@ from torch import Tensor, nn
 
 from ..kernels import attention_received
 from ..layout import VisualLayout
-from ..methods.base import Context, Method, Received, Selection, Trace
+from ..methods.base import Context, Method, Received, Selection, Tower, Trace
 from . import keys as cache_keys
 from .attention import backend_of
-from .caches import check_supported, without_windows
+from .caches import check_supported, widen_first_layer, without_windows
 from .compact import Survivors, gather_hidden, gather_positions, scatter_hidden, survivors
+from .frames import TowerPass
 from .masks import causal_float, decode_mask, select_mask, soften, to_4d
+from .queries import query_group
 from .record import Decision, Record
+from .tower import read_tower
 
 __all__ = ["Run", "Stage"]
 
@@ -99,8 +102,11 @@ class Run:
         self.counts: list[Tensor] = []
         self.weight: Tensor | None = None
         self.replay: dict[int, Tensor] = {}
-        # Layer → its output as it was, the survivors before it, the survivors after it.
-        self.drops: dict[int, tuple[Any, Survivors | None, Survivors]] = {}
+        # Layer → its output as it was, the survivors before it, the survivors after it, and what
+        # those became if the method changed them.
+        self.drops: dict[int, tuple[Any, Survivors | None, Survivors, Tensor | None]] = {}
+        self.memory: Any = None
+        self.tower: Tower | None = None
         self._received: dict[int, dict[str, Received]] = {}
         self._memo: dict[tuple[Any, ...], tuple[Any, Any]] = {}
         # The rule of the tokens' order is causal and nothing else: a 2-D mask only says padding.
@@ -170,6 +176,35 @@ class Run:
             if not self.past:
                 without_windows(cache)
             check_supported(cache, self.num_layers)
+
+    def begin(self, hidden: Tensor, tower: TowerPass | None) -> Tensor:
+        """Let the method look at the first layer's input, and drop there if it does so early."""
+        if self.stage is None:
+            return hidden
+        if self.method.tower_layer is not None:
+            if tower is None:
+                raise RuntimeError(
+                    f"{type(self.method).__name__} chooses by the vision tower's attention, but "
+                    "the tower did not run in this call: give pixel_values to the model or to "
+                    "generate, not features made before."
+                )
+            self.tower = read_tower(tower, self.stage.layout)
+        # Autocast would run the method in half precision.
+        with torch.autocast(hidden.device.type, enabled=False):
+            self.memory = self.method.begin(self._context(-1, -1, self.stage, hidden))
+        return self.decide(0, -1, hidden) if self.method.layers[0] < 0 else hidden
+
+    def after_first_layer(self) -> None:
+        """Give the first layer's cache its full length back, zeros where a token never was.
+
+        transformers reads the number of tokens seen, and so the next positions, off this layer.
+        """
+        if self.cache is None or -1 not in self.drops:
+            return
+        kept = self.drops[-1][2]
+        widen_first_layer(self.cache, kept, self.length)
+        self.new_keys[0] = cache_keys.widened(self.old_keys.get(0), self.past, kept, self.length)
+        cache_keys.store(self.cache, self.new_keys)
 
     def adapt(self, layer: int, kwargs: dict[str, Any]) -> dict[str, Any]:
         """What a layer is given: this stage's mask and positions."""
@@ -265,16 +300,18 @@ class Run:
         if not self.method.needs:
             return
         assert self.weight is not None
-        groups = {"visual": self._here(self.weight), "prompt": self.stage.prompt.float()}
         names = sorted(self.method.needs)
-        weights = torch.stack([groups[name] for name in names], dim=1).detach()
+        groups = [query_group(name, self._here(self.weight), self.stage.prompt) for name in names]
+        weights = torch.cat(groups, dim=1).detach()
         mask = to_4d(mask, query.shape[2], key.shape[2])
         total, seen_by = attention_received(query, key, weights, mask, scaling, softcap)
         own = query.shape[2]  # of the keys, the last are this pass's own tokens
-        queries = weights.sum(dim=2)
+        answers = (total[..., -own:], seen_by[..., -own:], weights.sum(dim=2))
+        sizes = [group.shape[1] for group in groups]
+        by_group = zip(*(a.split(sizes, dim=1) for a in answers), strict=True)
         self._received[layer] = {
-            name: Received(total[:, n, -own:], seen_by[:, n, -own:], queries[:, n])
-            for n, name in enumerate(names)
+            name: Received(*(a if name == "each" else a.squeeze(1) for a in of_group))
+            for name, of_group in zip(names, by_group, strict=True)
         }
 
     def _here(self, weight: Tensor) -> Tensor:
@@ -292,22 +329,13 @@ class Run:
         stage = self.stage
         if stage is None or self.weight is None:
             return hidden
-        received = self._received.pop(layer, {})
-        if self.method.needs and not received:
+        if self.method.needs and layer >= 0 and layer not in self._received:
             raise RuntimeError(
                 f"The attention of decoder layer {layer} was not seen: its attention "
                 "implementation was changed after tokenprune.wrap. Call tokenprune.unwrap(model), "
                 "change it, and wrap again."
             )
-        context = Context(
-            module=module,
-            layer=layer,
-            layout=stage.layout,
-            weight=self._here(self.weight).detach(),
-            prompt=stage.prompt,
-            received=received,
-            hidden_states=hidden,
-        )
+        context = self._context(module, layer, stage, hidden)
         # Autocast would run the thresholds in half precision.
         with torch.autocast(hidden.device.type, enabled=False):
             selection = self.method.select(context)
@@ -315,6 +343,22 @@ class Run:
             self._soften(layer, stage, selection)
             return hidden
         return self._drop(layer, stage, selection, hidden)
+
+    def _context(self, module: int, layer: int, stage: Stage, hidden: Tensor) -> Context:
+        assert self.weight is not None
+        every = torch.arange(self.length, device=hidden.device).expand(hidden.shape[0], -1)
+        return Context(
+            module=module,
+            layer=layer,
+            layout=stage.layout,
+            weight=self._here(self.weight).detach(),
+            prompt=stage.prompt,
+            received=self._received.pop(layer, {}),
+            hidden_states=hidden,
+            positions=every if stage.kept is None else stage.kept.index,
+            memory=self.memory,
+            tower=self.tower if layer < 0 else None,
+        )
 
     def _soften(self, layer: int, stage: Stage, selection: Selection) -> None:
         assert self.weight is not None
@@ -332,6 +376,7 @@ class Run:
         visual = stage.layout.mask
         present = visual.new_ones(visual.shape) if stage.present is None else stage.present
         alive = (present & (selection.keep | ~visual)) | stage.read
+        changed = hidden if selection.hidden_states is None else selection.hidden_states
         counts = alive.sum(dim=1)
         dropped = (present & ~alive).any()
         bad = dropped.new_zeros(()) if selection.scores is None else _any_nan(selection, visual)
@@ -345,7 +390,7 @@ class Run:
             )
         if not any_dropped:
             self.decisions.append(Decision(layer, None, selection.thresholds))
-            return hidden
+            return changed
         kept = survivors(alive, most, ragged=most != fewest)
         every = kept if stage.kept is None else stage.kept.then(kept)
         prompt, read = (part.gather(1, kept.index) for part in (stage.prompt, stage.read))
@@ -353,11 +398,12 @@ class Run:
             prompt, read = prompt & kept.valid, read & kept.valid
         layout = stage.layout.gather(kept.index, kept.valid)
         after = Stage(every, layout, prompt, kept.valid, read)
-        gathered = gather_hidden(hidden, kept.index)
+        gathered = gather_hidden(changed, kept.index)
         self.stage = after
         self._memo.clear()
         self.decisions.append(Decision(layer, every, selection.thresholds))
-        self.drops[layer] = (weakref.ref(hidden), stage.kept, every)
+        merged = None if selection.hidden_states is None else gathered
+        self.drops[layer] = (weakref.ref(hidden), stage.kept, every, merged)
         self._note_keys(layer, every)
         return gathered
 
@@ -393,12 +439,12 @@ class Run:
         full = []
         for n, hidden in enumerate(hidden_states):
             if n - 1 in self.drops:
-                raw, before, kept = self.drops[n - 1]
+                raw, before, kept, merged = self.drops[n - 1]
                 if hidden is not None and raw() is hidden:
                     # This release collects a layer's output before our hook: drop here too.
-                    if before is not None:
+                    if merged is None and before is not None:
                         hidden = scatter_hidden(hidden, before, self.length)
-                    hidden = gather_hidden(hidden, kept.index)
+                    hidden = gather_hidden(hidden, kept.index) if merged is None else merged
             # The last one has been through `leave_last_layer`.
             if hidden is not None and kept is not None and n < self.num_layers:
                 hidden = scatter_hidden(hidden, kept, self.length)

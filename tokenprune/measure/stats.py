@@ -30,7 +30,8 @@ class PruneStats:
     modules : tuple of int
         The layer that each module follows, counted from 0.
     kv_bytes, kv_bytes_unpruned : int64, (batch,)
-        Key-value cache of the prompt.
+        Key-value cache of the prompt. What is dropped before the first layer leaves zeros in that
+        layer's cache, which count.
     prefill_flops, prefill_flops_unpruned : float64, (batch,)
         Of the decoder layers.
     visual, row, col, image, frame : (batch, length)
@@ -94,13 +95,17 @@ class PruneStats:
         alive = record.alive().cpu().numpy()
         visual = layout.mask.cpu().numpy()
         per_layer = alive.sum(axis=2)
-        full = np.broadcast_to(alive[0].sum(axis=1), per_layer.shape)
+        present = np.ones_like(visual) if record.present is None else record.present.cpu().numpy()
+        full = np.broadcast_to(present.sum(axis=1), per_layer.shape)
+        cached = per_layer.copy()
+        if any(decision.layer < 0 for decision in record.decisions):
+            cached[0] = full[0]  # laid out at full length, see engine/caches.py
         arrays = {
             "kept": (alive & visual).sum(axis=2),
             "alive": alive,
             "visual_tokens": visual.sum(axis=1),
             "thresholds": _thresholds(record, visual.shape[0]),
-            "kv_bytes": shape.kv_bytes(per_layer).sum(axis=0),
+            "kv_bytes": shape.kv_bytes(cached).sum(axis=0),
             "kv_bytes_unpruned": shape.kv_bytes(full).sum(axis=0),
             "prefill_flops": shape.prefill_flops(per_layer).sum(axis=0),
             "prefill_flops_unpruned": shape.prefill_flops(full).sum(axis=0),

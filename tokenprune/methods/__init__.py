@@ -5,17 +5,59 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..config import ATPConfig, MethodConfig, ModelFacts, RandomConfig
-from .atp import ATP
-from .base import Context, Method, Received, Selection, Trace
-from .random import Random
+from ..config import MethodConfig, ModelFacts
+from .atp import ATP, ATPConfig
+from .base import Context, Method, Received, Selection, Tower, Trace
+from .divprune import DivPrune, DivPruneConfig
+from .downsample import Downsample, DownsampleConfig
+from .fastv import FastV, FastVConfig
+from .idselection import IDSelection, IDSelectionConfig
+from .matryoshka import Matryoshka, MatryoshkaConfig
+from .prumerge import PruMerge, PruMergeConfig
+from .pyramiddrop import PyramidDrop, PyramidDropConfig
+from .random import Random, RandomConfig
+from .sparsevlm import SparseVLM, SparseVLMConfig
+from .uniform import Uniform, UniformConfig
+from .visionzip import VisionZip, VisionZipConfig
 
-__all__ = ["METHODS", "Context", "Method", "Received", "Selection", "Trace", "build", "config_from"]
+__all__ = [
+    "METHODS",
+    "ATPConfig",
+    "Context",
+    "DivPruneConfig",
+    "DownsampleConfig",
+    "FastVConfig",
+    "IDSelectionConfig",
+    "MatryoshkaConfig",
+    "Method",
+    "PruMergeConfig",
+    "PyramidDropConfig",
+    "RandomConfig",
+    "Received",
+    "Selection",
+    "SparseVLMConfig",
+    "Tower",
+    "Trace",
+    "UniformConfig",
+    "VisionZipConfig",
+    "build",
+    "config_from",
+]
 
 # Name → (configuration, method). A method is built from its configuration and the model's facts.
 METHODS: dict[str, tuple[type[MethodConfig], Callable[..., Method]]] = {
     "atp": (ATPConfig, ATP),
+    "divprune": (DivPruneConfig, DivPrune),
+    "downsample": (DownsampleConfig, Downsample),
+    "fastv": (FastVConfig, FastV),
+    "idselection": (IDSelectionConfig, IDSelection),
+    "matryoshka": (MatryoshkaConfig, Matryoshka),
+    "prumerge": (PruMergeConfig, PruMerge),
+    "pyramiddrop": (PyramidDropConfig, PyramidDrop),
     "random": (RandomConfig, Random),
+    "sparsevlm": (SparseVLMConfig, SparseVLM),
+    "uniform": (UniformConfig, Uniform),
+    "visionzip": (VisionZipConfig, VisionZip),
 }
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..layout import VisualLayout
 
-__all__ = ["Context", "Method", "Received", "Selection", "Trace"]
+__all__ = ["Context", "Method", "Received", "Selection", "Tower", "Trace"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,22 @@ class Received:
 
 
 @dataclass(frozen=True)
+class Tower:
+    """What a layer of the vision tower says of each visual token.
+
+    Attributes
+    ----------
+    attention : float32, (batch, tokens)
+        How much the class token attends to it, mean over the heads; 0 at text.
+    keys : float32, (batch, tokens, heads, width)
+        Its key. Values at text do not matter.
+    """
+
+    attention: Tensor
+    keys: Tensor
+
+
+@dataclass(frozen=True)
 class Context:
     """All that a method may look at when it decides.
 
@@ -48,7 +64,7 @@ class Context:
     module : int
         Which of the method's modules decides, counted from 0.
     layer : int
-        The decoder layer that has just run, counted from 0.
+        The decoder layer that has just run, counted from 0; -1 before the first.
     layout : VisualLayout
         The tokens still there, (batch, tokens).
     weight : float32, (batch, tokens)
@@ -57,10 +73,16 @@ class Context:
     prompt : bool, (batch, tokens)
         Text that the answer does not contain.
     received : dict
-        For each query group that the method `needs`, what it gives. "visual": the visual tokens;
-        "prompt": the prompt text.
+        What each query group that the method `needs` gives; see `Method.needs`. Nothing before the
+        first layer.
     hidden_states : Tensor, (batch, tokens, width)
-        The layer's output.
+        The layer's output; before the first layer, its input.
+    positions : int64, (batch, tokens)
+        Where each token stands in the sequence as it was given.
+    memory : object
+        What the method's `begin` gave for this pass.
+    tower : Tower, optional
+        For a method that names a `tower_layer`, before the first layer.
     """
 
     module: int
@@ -70,6 +92,9 @@ class Context:
     prompt: Tensor
     received: dict[str, Received]
     hidden_states: Tensor
+    positions: Tensor
+    memory: Any = None
+    tower: Tower | None = None
 
 
 @dataclass(frozen=True)
@@ -87,12 +112,16 @@ class Selection:
         How much each token matters; NaN here stops the forward pass with an error.
     thresholds : float32, (batch, n), optional
         What `stats` reports as the thresholds of this module.
+    hidden_states : Tensor, (batch, tokens, width), optional
+        What the tokens are from here on, for methods that merge what they drop into what they
+        keep. None: what they are.
     """
 
     keep: Tensor
     mask: Tensor | None = None
     scores: Tensor | None = None
     thresholds: Tensor | None = None
+    hidden_states: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -130,9 +159,13 @@ class Method(nn.Module):
     Attributes
     ----------
     layers : tuple of int
-        Decoder layers, counted from 0, after which it decides.
+        Decoder layers, counted from 0, after which it decides; -1: before the first.
     needs : frozenset of str
-        The query groups whose attention it asks for at those layers. Nothing else is computed.
+        The query groups whose attention it asks for at those layers: "visual" (the visual tokens),
+        "prompt" (the prompt text), "last" (the prompt's last text token), "each" (every text token
+        of the prompt on its own). Nothing else is computed.
+    tower_layer : int, optional
+        The layer of the vision tower, counted from its end (-1), whose attention it asks for.
     floor : float
         Least value of a soft mask as a factor on attention.
     trainable : bool
@@ -141,8 +174,13 @@ class Method(nn.Module):
 
     layers: tuple[int, ...]
     needs: frozenset[str] = frozenset()
+    tower_layer: int | None = None
     floor: float = 1e-4
     trainable: bool = False
+
+    def begin(self, context: Context) -> Any:
+        """Look at the first layer's input; what this gives is each later `Context.memory`."""
+        return None
 
     def select(self, context: Context) -> Selection:
         """Which of the visual tokens in `context` stay."""

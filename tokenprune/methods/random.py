@@ -2,12 +2,64 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
 import torch
 
-from ..config import RandomConfig
+from ..config import LayersConfig, ModelFacts, is_number, is_whole, require, tuple_of
 from .base import Context, Method, Selection
+from .ranking import highest
 
-__all__ = ["Random"]
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["Random", "RandomConfig"]
+
+
+@dataclass(frozen=True)
+class RandomConfig(LayersConfig):
+    """Random pruning, the baseline.
+
+    Parameters
+    ----------
+    layers : tuple of int, optional
+        Decoder layers, counted from 0, after which tokens are dropped; -1: before the first. None:
+        the family's default.
+    keep : tuple of float
+        How many visual tokens of a sample stay after each of them, on average.
+    seed : int
+        Of the draws.
+
+    Raises
+    ------
+    ValueError
+        If a value is outside what is allowed; it names the value and what was expected.
+    """
+
+    method: ClassVar[str] = "random"
+    earliest: ClassVar[int] = -1
+
+    keep: tuple[float, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        super().__post_init__()
+        expected = "counts of 0 or more"
+        keep = tuple_of("keep", self.keep, expected)
+        require(bool(keep) and all(is_number(k) and k >= 0 for k in keep), "keep", keep, expected)
+        object.__setattr__(self, "keep", tuple(float(k) for k in keep))
+        require(is_whole(self.seed), "seed", self.seed, "a whole number")
+
+    def fitted(self, facts: ModelFacts) -> Self:
+        """With layers filled in; see `MethodConfig.fitted`."""
+        config = super().fitted(facts)
+        if len(config.layers or ()) != len(self.keep):
+            raise ValueError(
+                f"keep={self.keep}: expected one count for each of the layers {config.layers}."
+            )
+        return config
 
 
 class Random(Method):
@@ -35,5 +87,4 @@ class Random(Method):
         draws = torch.rand(visual.shape, generator=self._generator).to(visual.device)
         extra = torch.rand(visual.shape[0], 1, generator=self._generator).to(visual.device)
         count = (self.config.keep[context.module] + extra).floor()
-        rank = draws.masked_fill(~visual, -1.0).argsort(dim=1, descending=True).argsort(dim=1)
-        return Selection(keep=visual & (rank < count))
+        return Selection(keep=highest(draws, visual, count))

@@ -6,6 +6,7 @@ open is an option of `ATPConfig`. Not reproduced: tuning of the language model t
 heads (freeze or unfreeze it as you like: the heads train beside it).
 """
 
+from .config import ATPConfig
 from .method import ATP
 
-__all__ = ["ATP"]
+__all__ = ["ATP", "ATPConfig"]

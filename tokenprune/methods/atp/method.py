@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...config import ATPConfig
 from ..base import Context, Method, Selection, Trace
+from .config import ATPConfig
 from .heads import ThresholdHeads
 from .loss import atp_loss, target_loss
 from .scores import cross_score, normalise, redundant_score, self_score

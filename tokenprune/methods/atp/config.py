@@ -1,0 +1,161 @@
+"""What ATP can be asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ...config import (
+    LayersConfig,
+    ModelFacts,
+    is_number,
+    is_whole,
+    one_of,
+    require,
+    tuple_of,
+)
+
+__all__ = ["ATPConfig"]
+
+
+@dataclass(frozen=True)
+class ATPConfig(LayersConfig):
+    """ATP: adaptive token pruning (ATP-LLaVA, arXiv 2412.00447).
+
+    The paper fixes some of this; what it leaves open is an option here, and the default is what
+    measured best on the small model of ``benchmarks/digits_vqa``, or as well as the best within
+    the measurement's error (see ``docs/options.md``).
+
+    Parameters
+    ----------
+    layers : tuple of int, optional
+        Decoder layers, counted from 0, after which a module decides. None: the family's default,
+        the paper's 3, 13, 23 of 32 layers or the same places in proportion.
+    target_tokens : float, optional
+        Mean number of visual tokens per image over *all* decoder layers that training aims at.
+        None: a quarter of an image's tokens (the paper's 144 of 576). Where images differ in size,
+        that of an image with as many tokens as the family's own grid has cells; larger ones in
+        proportion.
+    normalisation : {"share", "minmax", "none"}
+        How raw attention becomes a score. ``share``: x = n·s, x / (1 + x), so that uniform
+        attention over n tokens is 0.5. ``minmax``: each row's scores stretched to [0, 1].
+    averaging : {"visible", "all"}
+        Over which visual queries the self score is averaged: those that can see the token, or all.
+    sources : tuple of {"self", "cross"}
+        Which of the two score maps make the redundant score (their mean).
+    prunings : tuple of {"redundant", "spatial"}
+        Which of the two masks keep a token.
+    strides : tuple of int
+        The ladder of uniform grids; stride s samples at rate 1/s².
+    temporal : bool
+        Whether the ladder samples the frames of videos too, at rate 1/s³; for families that read
+        videos. Off: each frame has its own ladder. Not in the paper; not measured yet.
+    sample_weight : float
+        λ_sample of the spatial score 1 − R·λ_sample.
+    hidden : int
+        Width of the threshold heads.
+    grid : tuple of int, optional
+        Rows and columns on which the heads read the score maps. None: the family's own grid.
+    start_redundant, start_spatial : float
+        Where the thresholds start, before the sigmoid.
+    temperature : float
+        T of the soft masks σ((S − θ)·T).
+    training : {"soft", "straight_through"}
+        What training computes on: the soft mask, or the hard one with the soft one's gradient.
+    floor : float
+        Least value that a mask has as a factor on attention, in (0, 1).
+    atp_weight, target_weight : float
+        λ_atp and λ_target.
+    target_unit : {"share", "tokens"}
+        Whether the target loss |N − N_target| is divided by the number of visual tokens.
+
+    Raises
+    ------
+    ValueError
+        If a value is outside what is allowed; it names the value and what was expected.
+    """
+
+    method: ClassVar[str] = "atp"
+
+    target_tokens: float | None = None
+    normalisation: str = "share"
+    averaging: str = "visible"
+    sources: tuple[str, ...] = ("self", "cross")
+    prunings: tuple[str, ...] = ("redundant", "spatial")
+    strides: tuple[int, ...] = (2, 3, 4, 6)
+    temporal: bool = False
+    sample_weight: float = 3.0
+    hidden: int = 64
+    grid: tuple[int, int] | None = None
+    start_redundant: float = 0.3
+    start_spatial: float = 3.0
+    temperature: float = 20.0
+    training: str = "straight_through"
+    floor: float = 1e-6
+    atp_weight: float = 0.01
+    target_weight: float = 4.0
+    target_unit: str = "share"
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        super().__post_init__()
+        require(isinstance(self.temporal, bool), "temporal", self.temporal, "True or False")
+        for name in ("start_redundant", "start_spatial"):
+            require(is_number(getattr(self, name)), name, getattr(self, name), "a number")
+        if self.target_tokens is not None:
+            self._check_number("target_tokens", "more than 0", lambda n: n > 0)
+        one_of("normalisation", self.normalisation, ("share", "minmax", "none"))
+        one_of("averaging", self.averaging, ("visible", "all"))
+        one_of("training", self.training, ("soft", "straight_through"))
+        one_of("target_unit", self.target_unit, ("share", "tokens"))
+        for name, allowed in (
+            ("sources", ("self", "cross")),
+            ("prunings", ("redundant", "spatial")),
+        ):
+            expected = f"one or both of {allowed}"
+            given = tuple_of(name, getattr(self, name), expected)
+            ok = bool(given) and all(g in allowed for g in given)
+            ok = ok and len(set(given)) == len(given)
+            require(ok, name, given, expected)
+            object.__setattr__(self, name, given)
+        expected = "whole numbers above 1"
+        strides = tuple_of("strides", self.strides, expected)
+        ok = bool(strides) and all(is_whole(s) and s > 1 for s in strides)
+        require(ok, "strides", strides, expected)
+        object.__setattr__(self, "strides", strides)
+        most = min(strides) ** 2
+        self._check_number(
+            "sample_weight",
+            f"between 0 and {most}, or the densest grid's score is not positive",
+            lambda n: 0 < n < most,
+        )
+        if self.grid is not None:
+            expected = "two whole numbers above 0"
+            grid = tuple_of("grid", self.grid, expected)
+            ok = len(grid) == 2 and all(is_whole(n) and n > 0 for n in grid)
+            require(ok, "grid", grid, expected)
+            object.__setattr__(self, "grid", grid)
+        ok = is_whole(self.hidden) and self.hidden > 0
+        require(ok, "hidden", self.hidden, "a whole number above 0")
+        self._check_number("temperature", "more than 0", lambda n: n > 0)
+        self._check_number("floor", "between 0 and 1", lambda n: 0 < n < 1)
+        for name in ("atp_weight", "target_weight"):
+            self._check_number(name, "0 or more", lambda n: n >= 0)
+
+    def fitted(self, facts: ModelFacts) -> ATPConfig:
+        """With layers, target and grid filled in; see `MethodConfig.fitted`."""
+        config = super().fitted(facts)
+        assert config.layers is not None
+        total = facts.visual_tokens
+        target = total / 4 if self.target_tokens is None else self.target_tokens
+        full = (config.layers[0] + 1) * total / facts.num_layers
+        if not full < target <= total:
+            raise ValueError(
+                f"target_tokens={target:g} of an image of {total}: the {config.layers[0] + 1} "
+                f"layer(s) up to the first module cost {full:g} of {total} tokens of the mean over "
+                f"all {facts.num_layers} layers, so the target must be above {full:g} and at most "
+                f"{total}. Raise it, or prune earlier."
+            )
+        grid = facts.grid if self.grid is None else self.grid
+        return dataclasses.replace(config, target_tokens=float(target), grid=grid)

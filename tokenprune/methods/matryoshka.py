@@ -1,0 +1,87 @@
+"""Matryoshka Multimodal Models: nested scales of average-pooled tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ..config import MethodConfig, ModelFacts, is_whole, require
+from .base import Context, Method, Selection
+from .pooling import pooled
+
+__all__ = ["Matryoshka", "MatryoshkaConfig"]
+
+_EXPECTED = "a whole number above 0"
+
+
+@dataclass(frozen=True)
+class MatryoshkaConfig(MethodConfig):
+    """Matryoshka Multimodal Models (arXiv 2405.17430).
+
+    Parameters
+    ----------
+    stride : int
+        Side of the windows that are averaged. On LLaVA's 24 x 24 tokens the paper's scales of 576,
+        144, 36, 9 and 1 tokens are strides 1, 2, 4, 8 and 24.
+
+    Raises
+    ------
+    ValueError
+        If a value is outside what is allowed; it names the value and what was expected.
+    """
+
+    method: ClassVar[str] = "matryoshka"
+
+    stride: int = 2
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        require(is_whole(self.stride) and self.stride > 0, "stride", self.stride, _EXPECTED)
+
+    def fitted(self, facts: ModelFacts) -> MatryoshkaConfig:
+        """See `MethodConfig.fitted`."""
+        facts.check((-1,))
+        return self
+
+
+class Matryoshka(Method):
+    """Average the projected features over windows, before the decoder (arXiv 2405.17430, 3).
+
+    The scale can be chosen for each call: set `model.tokenprune.method.stride`. Grids of other
+    sizes have smaller windows at their ends. Not implemented: the paper's training of the whole
+    model at every scale at once (train it beside this with any trainer); a pooled token keeps the
+    position of its window's first, where the paper closes the gaps.
+
+    Parameters
+    ----------
+    config : MatryoshkaConfig
+    visual_tokens : int
+        Not needed; every method is told.
+
+    Attributes
+    ----------
+    stride : int
+        The scale of the calls to come.
+    """
+
+    layers = (-1,)
+
+    def __init__(self, config: MatryoshkaConfig, visual_tokens: int) -> None:
+        super().__init__()
+        self.config = config
+        self.stride = config.stride
+
+    def select(self, context: Context) -> Selection:
+        """The means."""
+        layout = context.layout
+        rows = layout.row.div(self.stride, rounding_mode="floor")
+        cols = layout.col.div(self.stride, rounding_mode="floor")
+        return pooled(context.hidden_states, layout, rows, cols)
+
+    def runtime_state(self) -> dict[str, Any]:
+        """The scale."""
+        return {"stride": self.stride}
+
+    def load_runtime_state(self, state: dict[str, Any]) -> None:
+        """Take the scale back."""
+        self.stride = MatryoshkaConfig(stride=state.get("stride", 0)).stride

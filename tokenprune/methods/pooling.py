@@ -1,0 +1,45 @@
+"""Means over cells of neighbouring tokens."""
+
+from __future__ import annotations
+
+import torch
+from einops import repeat
+from torch import Tensor
+
+from ..layout import VisualLayout
+from .base import Selection
+
+__all__ = ["pooled"]
+
+
+def pooled(hidden: Tensor, layout: VisualLayout, cell_row: Tensor, cell_col: Tensor) -> Selection:
+    """One token for each cell: the mean of its tokens, at the place of the first.
+
+    Tokens without a place (line ends, class tokens) go.
+
+    Parameters
+    ----------
+    hidden : (batch, tokens, width)
+    layout : VisualLayout, (batch, tokens)
+    cell_row, cell_col : int64, (batch, tokens)
+        The cell of each token within its frame.
+    """
+    placed = layout.mask & (layout.row >= 0)
+    cell = (layout.image, layout.frame, cell_row, cell_col)
+    # Equal keys, equal cell. Sides of grids and numbers of frames stay far below these bounds.
+    key = cell[0]
+    for part, bound in zip(cell[1:], (2**16, 2**14, 2**14), strict=True):
+        key = key * bound + part
+    key = torch.where(placed, key, -1)
+    key, order = key.sort(dim=1, stable=True)
+    begins = torch.cat([torch.ones_like(key[:, :1]), (key[:, 1:] != key[:, :-1]).long()], dim=1)
+    number = torch.empty_like(key).scatter(1, order, begins.cumsum(dim=1) - 1)
+    first = torch.zeros_like(placed).scatter(1, order, begins.bool()) & placed
+
+    index = repeat(number, "b t -> b t d", d=hidden.shape[-1])
+    weight = placed.float()
+    sums = torch.zeros_like(hidden, dtype=torch.float32)
+    sums = sums.scatter_add(1, index, hidden.float() * weight[..., None])
+    sizes = torch.zeros_like(weight).scatter_add(1, number, weight).clamp(min=1)
+    means = (sums / sizes[..., None]).gather(1, index).to(hidden.dtype)
+    return Selection(keep=first, hidden_states=torch.where(placed[..., None], means, hidden))

@@ -1,0 +1,133 @@
+"""LLaVA-PruMerge and PruMerge+: an adaptive number of tokens, and the rest merged into them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from ..config import MethodConfig, ModelFacts, is_whole, require
+from .base import Context, Method, Selection
+from .ranking import checked_keep, counts, highest
+from .visionzip import evenly
+
+__all__ = ["PruMerge", "PruMergeConfig", "outliers"]
+
+
+@dataclass(frozen=True)
+class PruMergeConfig(MethodConfig):
+    """LLaVA-PruMerge (arXiv 2403.15388).
+
+    Parameters
+    ----------
+    plus : bool
+        PruMerge+: three evenly spaced tokens for each that stands out.
+    keep : float, optional
+        A fixed number of visual tokens for each sample, from 1, or a share below 1; with `plus`
+        those that stand out are a quarter of it. None: as many as stand out, each sample its own
+        number.
+    neighbours : int
+        How many of the dropped tokens are merged into each that stays; the authors' 32.
+
+    Raises
+    ------
+    ValueError
+        If a value is outside what is allowed; it names the value and what was expected.
+    """
+
+    method: ClassVar[str] = "prumerge"
+
+    plus: bool = False
+    keep: float | None = None
+    neighbours: int = 32
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        require(isinstance(self.plus, bool), "plus", self.plus, "True or False")
+        if self.keep is not None:
+            checked_keep("keep", self.keep)
+        ok = is_whole(self.neighbours) and self.neighbours >= 0
+        require(ok, "neighbours", self.neighbours, "a whole number from 0")
+
+    def fitted(self, facts: ModelFacts) -> PruMergeConfig:
+        """See `MethodConfig.fitted`."""
+        facts.check((-1,))
+        return self
+
+
+class PruMerge(Method):
+    """Keep the tokens that stand out for the class token, and merge their like into them.
+
+    arXiv 2403.15388, 3.2 to 3.4, before the decoder. A token stands out if the class token's
+    attention to it, in the tower's last layer, lies more than 1.5 interquartile ranges above the
+    third quartile. To each that stays its nearest dropped tokens by key similarity are added,
+    weighted by the class token's attention, as in the authors' code. Attention is the mean over the
+    heads of each head's softmax, and projected features are merged; the authors multiply whole
+    queries and keys, and merge before the projector. Not implemented: fine-tuning with it.
+
+    Parameters
+    ----------
+    config : PruMergeConfig
+    visual_tokens : int
+        Not needed; every method is told.
+    """
+
+    layers = (-1,)
+    tower_layer = -1
+
+    def __init__(self, config: PruMergeConfig, visual_tokens: int) -> None:
+        super().__init__()
+        self.config = config
+
+    def select(self, context: Context) -> Selection:
+        """Those that stand out, those evenly spaced, and what they take up."""
+        assert context.tower is not None
+        config, visual = self.config, context.layout.mask
+        attention = context.tower.attention
+        total = context.layout.counts()
+        if config.keep is None:
+            best = outliers(attention, visual).sum(dim=1, keepdim=True).clamp(min=1)
+            best, more = best.minimum(total[:, None]), 3 * best
+        else:
+            count = counts(config.keep, total)
+            best = (count / 4).round().long().clamp(min=1) if config.plus else count
+            more = count - best
+        keep = highest(attention, visual, best)
+        if config.plus:
+            keep = keep | evenly(visual & ~keep, more)
+        gone = visual & ~keep
+
+        keys = F.normalize(rearrange(context.tower.keys, "b t h d -> b t (h d)"), dim=-1)
+        likeness = (keys @ keys.transpose(1, 2)).masked_fill(~gone[:, None], float("-inf"))
+        near = likeness.topk(min(config.neighbours, visual.shape[1]), dim=2)
+        # With fewer dropped tokens than neighbours the last ones are none.
+        share = attention[:, None].expand_as(likeness).gather(2, near.indices)
+        share = torch.where(near.values.isfinite(), share, 0)
+        weight = torch.zeros_like(likeness).scatter_add(2, near.indices, share)
+        added = weight @ context.hidden_states.float()
+        merged = (context.hidden_states.float() + added).to(context.hidden_states.dtype)
+        hidden = torch.where(keep[..., None], merged, context.hidden_states)
+        return Selection(keep=keep, scores=attention, hidden_states=hidden)
+
+
+def outliers(scores: Tensor, among: Tensor) -> Tensor:
+    """Which scores lie more than 1.5 interquartile ranges above the third quartile.
+
+    Parameters
+    ----------
+    scores : float32, (batch, tokens)
+    among : bool, (batch, tokens)
+        Those that the quartiles are of.
+
+    Returns
+    -------
+    bool, (batch, tokens)
+    """
+    values = scores.masked_fill(~among, float("nan"))
+    quarters = torch.tensor([0.25, 0.75], device=scores.device)
+    low, high = values.nanquantile(quarters, dim=1, keepdim=True)
+    return among & (scores > high + 1.5 * (high - low))

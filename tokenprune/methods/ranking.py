@@ -1,0 +1,58 @@
+"""What methods that keep a number of tokens have in common."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..config import is_number, require
+
+__all__ = ["checked_keep", "counts", "highest", "most_of"]
+
+
+def checked_keep(name: str, given: object) -> None:
+    """Require a share of the tokens or a number of them."""
+    expected = "a number of tokens from 1, or a share of them between 0 and 1"
+    require(is_number(given) and given > 0, name, given, expected)  # type: ignore[operator]
+
+
+def counts(keep: float, of: Tensor) -> Tensor:
+    """How many tokens a number or share of them is.
+
+    Parameters
+    ----------
+    keep : float
+        From 1: so many, or all if there are fewer. Below 1: this share, rounded to the nearest
+        whole number, at least one.
+    of : int64, (batch,)
+        Visual tokens of each row.
+
+    Returns
+    -------
+    int64, (batch, 1)
+    """
+    wanted = of.new_tensor(round(keep)).expand_as(of) if keep >= 1 else (of * keep).round().long()
+    return wanted.clamp(min=1).minimum(of)[:, None]
+
+
+def most_of(keep: float, tokens: int) -> int:
+    """What `counts` is at most in a sequence of so many tokens, without asking the device."""
+    return min(round(keep) if keep >= 1 else round(keep * tokens) + 1, tokens)
+
+
+def highest(scores: Tensor, among: Tensor, count: Tensor) -> Tensor:
+    """The tokens with the highest scores; of equal ones, the earlier.
+
+    Parameters
+    ----------
+    scores : float, (batch, tokens)
+    among : bool, (batch, tokens)
+        Which may be chosen.
+    count : number, (batch, 1)
+        How many are.
+
+    Returns
+    -------
+    bool, (batch, tokens)
+    """
+    ranked = scores.masked_fill(~among, float("-inf")).argsort(dim=1, descending=True, stable=True)
+    return among & (ranked.argsort(dim=1) < count)

@@ -1,0 +1,155 @@
+"""The configuration and the rule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from ...config import LayersConfig, ModelFacts, require, tuple_of
+from ..base import Context, Method, Selection
+from ..ranking import checked_keep, counts, highest
+from .recycle import recycled
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["SparseVLM", "SparseVLMConfig", "raters"]
+
+
+@dataclass(frozen=True)
+class SparseVLMConfig(LayersConfig):
+    """SparseVLM (arXiv 2410.04417).
+
+    Parameters
+    ----------
+    layers : tuple of int, optional
+        Decoder layers, counted from 0, after which tokens are dropped. None: the third, seventh and
+        sixteenth of 32, or the same places in proportion, as in the authors' code.
+    scale : float
+        λ: of the tokens beyond the rank of the raters' attention, the share that goes.
+    keep : tuple of float, optional
+        Numbers or shares of the visual tokens to keep at each layer instead, as in the authors'
+        tables. None: by rank, each sample its own number.
+    recycle : float
+        τ: of the dropped tokens, the share with the highest scores that is clustered and merged. 0:
+        none.
+    clusters : float
+        θ: how many clusters, as a share of the tokens that are clustered.
+
+    Raises
+    ------
+    ValueError
+        If a value is outside what is allowed; it names the value and what was expected.
+    """
+
+    method: ClassVar[str] = "sparsevlm"
+    places: ClassVar[tuple[float, ...]] = (3 / 32, 7 / 32, 16 / 32)
+
+    scale: float = 0.5
+    keep: tuple[float, ...] | None = None
+    recycle: float = 0.3
+    clusters: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        super().__post_init__()
+        for name in ("scale", "clusters"):
+            self._check_number(name, "a share between 0 and 1", lambda n: 0 < n <= 1)
+        self._check_number("recycle", "a share from 0 to 1", lambda n: 0 <= n <= 1)
+        if self.keep is not None:
+            expected = "numbers or shares of tokens, one for each layer"
+            keep = tuple_of("keep", self.keep, expected)
+            require(bool(keep), "keep", keep, expected)
+            for each in keep:
+                checked_keep("keep", each)
+            object.__setattr__(self, "keep", keep)
+
+    def fitted(self, facts: ModelFacts) -> Self:
+        """With layers filled in; see `MethodConfig.fitted`."""
+        config = super().fitted(facts)
+        if config.keep is not None and len(config.keep) != len(config.layers or ()):
+            raise ValueError(
+                f"keep={config.keep}: expected one number or share for each of the layers "
+                f"{config.layers}."
+            )
+        return config
+
+
+class SparseVLM(Method):
+    """Keep what the text tokens that concern the picture attend to (arXiv 2410.04417, 3).
+
+    Text raters are chosen once, by their similarity to the visual tokens before the first layer
+    (3.2). At each layer the mean attention of the raters scores the tokens; λ(n − rank) of n go,
+    the rank being that of the raters' attention (3.3). Of those that go, the best are clustered by
+    density peaks and each cluster goes on as one token (3.4), their mean as in the authors' code
+    (the text says sum), at the place of the cluster's centre. The rank is asked of the device once
+    a layer. Not implemented: the query-subset trick by which the authors get the attention under
+    FlashAttention; ours is computed under any backend.
+
+    Parameters
+    ----------
+    config : SparseVLMConfig
+    visual_tokens : int
+        Not needed; every method is told.
+    """
+
+    needs = frozenset({"each"})
+
+    def __init__(self, config: SparseVLMConfig, visual_tokens: int) -> None:
+        super().__init__()
+        self.config = config
+        self.layers = config.layers or ()
+
+    def begin(self, context: Context) -> Tensor:
+        """Choose the raters: bool, (batch, length)."""
+        return raters(context.hidden_states, context.layout.mask, context.prompt)
+
+    def select(self, context: Context) -> Selection:
+        """What the raters attend to, and what is recycled of the rest."""
+        config, visual = self.config, context.layout.mask
+        chosen = context.memory.gather(1, context.positions) & context.prompt
+        each = context.received["each"].total
+        order = torch.where(context.prompt, context.prompt.long().cumsum(dim=1) - 1, each.shape[1])
+        rates = each.new_zeros(each.shape[0], each.shape[1] + 1)
+        rates = rates.scatter_reduce(1, order, chosen.float(), "amax")[:, :-1]
+        attention = each * rates[..., None] * visual[:, None]
+        scores = attention.sum(dim=1) / rates.sum(dim=1, keepdim=True).clamp(min=1)
+        total = context.layout.counts()
+        if config.keep is None:
+            spare = total - torch.linalg.matrix_rank(attention)
+            count = (total - (config.scale * spare).round().long())[:, None]
+        else:
+            count = counts(config.keep[context.module], total)
+        keep = highest(scores, visual, count)
+        if not config.recycle:
+            return Selection(keep=keep, scores=scores)
+        gone = visual & ~keep
+        best = (config.recycle * gone.sum(dim=1, keepdim=True)).ceil()
+        worth = highest(scores, gone, best)
+        centres, hidden = recycled(context.hidden_states, worth, config.clusters)
+        return Selection(keep=keep | centres, scores=scores, hidden_states=hidden)
+
+
+def raters(embeddings: Tensor, visual: Tensor, prompt: Tensor) -> Tensor:
+    """The text tokens that concern the picture more than the mean text token does.
+
+    Parameters
+    ----------
+    embeddings : (batch, length, width)
+        The first decoder layer's input.
+    visual, prompt : bool, (batch, length)
+
+    Returns
+    -------
+    bool, (batch, length)
+    """
+    states = embeddings.float()
+    logits = states @ states.transpose(1, 2)
+    # A row without text has nothing to share out: any finite number will do.
+    shares = logits.masked_fill(~prompt[:, None], torch.finfo(torch.float32).min).softmax(dim=2)
+    seen = (shares * visual[..., None]).sum(dim=1)
+    mean = (seen * prompt).sum(dim=1, keepdim=True) / prompt.sum(dim=1, keepdim=True).clamp(min=1)
+    return prompt & (seen >= mean)

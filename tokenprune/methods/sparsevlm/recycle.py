@@ -1,0 +1,65 @@
+"""Dropped tokens become fewer: clusters by density peaks, one token each."""
+
+from __future__ import annotations
+
+import torch
+from einops import repeat
+from torch import Tensor
+
+from ..ranking import highest
+
+__all__ = ["recycled"]
+
+_NEIGHBOURS = 5
+
+
+def recycled(hidden: Tensor, worth: Tensor, clusters: float) -> tuple[Tensor, Tensor]:
+    """Cluster the tokens worth it, and lay each cluster's mean at its centre.
+
+    Density-peak clustering with nearest neighbours: a centre has close neighbours and lies far from
+    any token with closer ones.
+
+    Parameters
+    ----------
+    hidden : (batch, tokens, width)
+    worth : bool, (batch, tokens)
+        The tokens to cluster.
+    clusters : float
+        How many clusters, as a share of those; one at least.
+
+    Returns
+    -------
+    centres : bool, (batch, tokens)
+    hidden : (batch, tokens, width)
+        With the means at the centres.
+    """
+    states = hidden.float()
+    distance = torch.cdist(states, states) / states.shape[-1] ** 0.5
+    pair = worth[:, None] & worth[..., None]
+    far = distance.masked_fill(~pair, float("inf"))
+
+    near = far.topk(min(_NEIGHBOURS, far.shape[2]), dim=2, largest=False).values
+    real = near.isfinite()
+    near = torch.where(real, near, 0).square().sum(dim=2) / real.sum(dim=2).clamp(min=1)
+    density = (-near).exp()
+    # Equal densities: the earlier token counts as the denser, so that one of them is a peak.
+    places = torch.arange(worth.shape[1], device=worth.device)
+    denser = density[:, None] > density[..., None]
+    denser |= (density[:, None] == density[..., None]) & (places < places[:, None])
+    above = far.masked_fill(~denser, float("inf")).amin(dim=2)
+    farthest = distance.masked_fill(~pair, 0).amax(dim=2)
+    peak = density * torch.where(above.isfinite(), above, farthest)
+
+    members = worth.sum(dim=1, keepdim=True)
+    count = (clusters * members).round().clamp(min=1)
+    centres = highest(peak, worth, count)
+    # A centre is its own; the others join the nearest.
+    own = torch.where(centres[:, None], far, float("inf")).argmin(dim=2)
+    own = torch.where(centres, places, own)
+
+    weight = worth.float()
+    index = repeat(own, "b t -> b t d", d=states.shape[-1])
+    sums = torch.zeros_like(states).scatter_add(1, index, states * weight[..., None])
+    sizes = torch.zeros_like(weight).scatter_add(1, own, weight).clamp(min=1)
+    means = (sums / sizes[..., None]).to(hidden.dtype)
+    return centres, torch.where(centres[..., None], means, hidden)
