@@ -38,7 +38,7 @@ from benchmarks.digits_vqa.pictures import Size
 BATCH = 32
 # Where the small models can spare tokens: background early, all but the digits once those are
 # known, and nearly all that is left once the question has read them.
-LAYERS = {"llava": (1, 4, 12), "llava_next": (1, 3, 7), "qwen2_vl": (1, 3, 7)}
+LAYERS = {"llava": (1, 4, 12), "llava_next": (0, 4, 8, 12), "qwen2_vl": (0, 4, 8, 12)}
 
 
 def train_heads(model: Any, processor: Any, drawn: Sequence[Sample], rate: float) -> None:

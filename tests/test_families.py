@@ -21,6 +21,7 @@ from torch import Tensor
 
 import tokenprune as tp
 from tokenprune import adapters
+from tokenprune.config import MethodConfig
 from tokenprune.engine import Engine
 from tokenprune.methods.base import Context, Method, Selection
 
@@ -87,7 +88,9 @@ class Case:
 
     def method(self, model: Any) -> Patterned:
         adapter = adapter_for(model)
-        first = adapter.first_layer(model) + self.first
+        earliest = adapter.first_layer(model)
+        # Before the first layer too, where no layer adds image features.
+        first = max(earliest + self.first, earliest or -1)
         second = min(first + self.gap, len(adapter.decoder_layers(model)) - 2)
         return Patterned((first, second), self.share, self.seed)
 
@@ -100,7 +103,7 @@ def cases(family: Family) -> st.SearchStrategy[Case]:
         images=st.lists(counts, min_size=1, max_size=3).map(tuple).filter(any),
         video=st.booleans() if family.videos else st.just(False),
         padding=st.sampled_from(["left", "right"]),
-        first=st.integers(0, 1),
+        first=st.integers(-1, 1),
         gap=st.integers(1, 2),
         share=st.sampled_from([0.0, 0.3, 0.7, 1.0]),
         seed=st.integers(0, 2**16),
@@ -335,6 +338,55 @@ def test_training_teaches_the_heads_and_nothing_else(name: str, family: Family, 
         assert parameter.grad.isfinite().all()
         assert parameter.grad.abs().sum() > 0
     assert sum(p.grad is not None for p in model.parameters()) == len(heads)
+
+
+@over(1)
+def test_every_method(name: str, family: Family, case: Case) -> None:
+    """Each decides for a row as for the row alone, and generates with a cache as without."""
+    model = built(name)
+    samples = [s for s, n in zip(case.samples(family, model), case.images, strict=True) if n]
+    batch = family.join(model, samples, "left")
+    first = adapter_for(model).first_layer(model)
+    asked = {"max_new_tokens": 2, "do_sample": False}
+    for config in methods(first):
+        if first and config in BEFORE:
+            with pytest.raises(ValueError, match="this decoder adds image features"):
+                tp.wrap(model, config)
+            continue
+        tp.wrap(model, config)
+        try:
+            together = logits(model, batch)
+            stats = tp.stats(model)
+            assert (stats.final_tokens <= stats.visual_tokens).all()
+            cached = model.generate(**copy.copy(batch), **asked)
+            if "uncached" not in family.limits:
+                bare = model.generate(**copy.copy(batch), **asked, use_cache=False)
+                assert torch.equal(cached, bare), config
+            for row, sample in enumerate(() if "rows" in family.limits else samples):
+                alone = logits(model, sample)[0, -1]
+                last = present(batch, row).nonzero()[-1, 0]
+                assert_close(together[row, last], alone, f"{config.method}, row {row}")
+        finally:
+            tp.unwrap(model)
+
+
+BEFORE: tuple[MethodConfig, ...] = (
+    tp.DivPruneConfig(keep=0.4),
+    tp.DownsampleConfig(share=0.4),
+    tp.MatryoshkaConfig(stride=2),
+    tp.UniformConfig(share=0.4),
+)
+
+
+def methods(first: int) -> tuple[MethodConfig, ...]:
+    """Those that ask nothing of the tower, at the layers from `first` on."""
+    return (
+        *BEFORE,
+        tp.FastVConfig(layer=first, keep=0.4),
+        tp.IDSelectionConfig(layer=first, keep=0.4),
+        tp.PyramidDropConfig(layers=(first, first + 1)),
+        tp.SparseVLMConfig(layers=(first, first + 1)),
+    )
 
 
 @pytest.mark.parametrize("name", [skipped(f) for f in FAMILIES.values() if f.refused])
