@@ -43,14 +43,23 @@ LAYERS = {"llava": (1, 4, 12), "llava_next": (0, 4, 8, 12), "qwen2_vl": (0, 4, 8
 
 def train_heads(model: Any, processor: Any, drawn: Sequence[Sample], rate: float) -> None:
     """Fine-tune the heads, and only them, on pictures of the training handwriting."""
+    train(model, processor, drawn, [{"params": tp.train_only_heads(model), "lr": rate}])
+
+
+def train(model: Any, processor: Any, drawn: Sequence[Sample], groups: list[dict]) -> None:
+    """Fine-tune the parameters of some groups, each with its highest rate."""
     steps = len(drawn) // BATCH
-    optimiser = torch.optim.Adam(tp.train_only_heads(model), lr=rate)
+    optimiser = torch.optim.Adam(groups)
     # A warm-up: Adam's first steps have full length in whatever direction the first batch says.
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, rate, total_steps=steps, pct_start=0.3, cycle_momentum=False
+        optimiser,
+        [group["lr"] for group in groups],
+        total_steps=steps,
+        pct_start=0.3,
+        cycle_momentum=False,
     )
     model.train()
-    for step in progress(range(steps), description="training the heads"):
+    for step in progress(range(steps), description="training"):
         chunk = drawn[step * BATCH : (step + 1) * BATCH]
         loss = model(**collate(processor, chunk, with_answers=True)).loss
         optimiser.zero_grad()

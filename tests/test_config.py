@@ -99,7 +99,7 @@ BAD = [
     *(("prunings", bad) for bad in ((), ("spatial", "spatial"), ("random",), "spatial", None)),
     *(("strides", bad) for bad in ((), (1, 2), (2.0, 3), (0,), ("2",), 2, None)),
     *(("sample_weight", bad) for bad in (0, -3, 4, 4.5)),
-    *(("temporal", bad) for bad in (1, "yes", None)),
+    *((n, bad) for n in ("temporal", "preserve_positions") for bad in (1, "yes", None)),
     *(("hidden", bad) for bad in (0, -1, 2.5, "64", None)),
     *(("grid", bad) for bad in ((24,), (24, 24, 1), (0, 24), (24, -1), (2.5, 3), 24, "ab")),
     *(("temperature", bad) for bad in (0, -20)),

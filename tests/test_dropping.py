@@ -45,16 +45,20 @@ def test_equals_the_masked_reference(
         assert_close(out.logits[n][where][there], row.logits[there], f"row {n}, logits")
 
 
+@pytest.mark.parametrize("keeps", [True, False])
 @given(case=cases())
-def test_layers_get_the_survivors_in_order_at_their_places(device: str, case: Case) -> None:
-    """Of each row: first the survivors, each with the position it has always had."""
+def test_layers_get_the_survivors_in_order_at_their_places(
+    device: str, keeps: bool, case: Case
+) -> None:
+    """Of each row: first the survivors, each with the position it has always had, or anew."""
     model = model_of(device=device)
     batch = case.batch(device)
     batch["position_ids"] = positions(batch["attention_mask"])
     script = case.script()
     expected = reference_rows(model, case.batch(device), case.layers, script)
     given_to: dict[int, dict] = {}
-    with torch.no_grad(), scripted(model, case.layers, script):
+    with torch.no_grad(), scripted(model, case.layers, script) as method:
+        method.keeps_positions = keeps
         layers = model.model.language_model.layers
         handles = [
             layer.register_forward_pre_hook(
@@ -76,8 +80,11 @@ def test_layers_get_the_survivors_in_order_at_their_places(device: str, case: Ca
         for r, (where, alive, row) in enumerate(expected):
             want = alive[n].nonzero()[:, 0]
             slots = torch.arange(len(want), device=device) if pruned else where[want]
+            if keeps:
+                assert_close(got["hidden"][r, slots], row.inputs[n][want], f"layer {n}, row {r}")
+            elif pruned:
+                want = torch.arange(len(want), device=device)
             assert torch.equal(places[r, slots], want)
-            assert_close(got["hidden"][r, slots], row.inputs[n][want], f"layer {n}, row {r}")
             rotary = model.model.language_model.rotary_emb(got["hidden"], want[None])
             assert torch.equal(cos[r, slots], rotary[0][0])
             assert torch.equal(sin[r, slots], rotary[1][0])

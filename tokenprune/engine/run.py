@@ -225,6 +225,7 @@ class Run:
             )
         kwargs["attention_mask"] = mask
         if kept is not None:
+            index = kept.index if self.method.keeps_positions else self._first(kept.index.shape[1])
             for name, value in kwargs.items():
                 # Some decoders have two kinds of embeddings, for two kinds of layers; some have
                 # experts of their own for visual tokens.
@@ -232,9 +233,16 @@ class Run:
                     axis = -1 if name.endswith("_ids") else -2
                     if value is not None:
                         kwargs[name] = self._remember(
-                            (name, id(value)), value, _gatherer(value, kept.index, axis)
+                            (name, id(value)), value, _gatherer(value, index, axis)
                         )
         return kwargs
+
+    def _first(self, slots: int) -> Tensor:
+        """Where each row's first tokens stand, padding left out: int64, (batch, slots)."""
+        assert self.layout is not None
+        mask = self.layout.mask
+        there = torch.ones_like(mask) if self.present is None else self.present
+        return (~there).byte().argsort(dim=1, stable=True)[:, :slots]
 
     def _remember(self, key: tuple[Any, ...], source: Any, make: Callable[[], Any]) -> Any:
         """Make once per stage. The source is held, so that its id stays its own."""

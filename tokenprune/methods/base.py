@@ -168,6 +168,9 @@ class Method(nn.Module):
         The layer of the vision tower, counted from its end (-1), whose attention it asks for.
     floor : float
         Least value of a soft mask as a factor on attention.
+    keeps_positions : bool
+        Whether survivors keep their original positions. If not, they are numbered anew without
+        gaps, which is for measuring what that costs.
     trainable : bool
         Whether its selections come with soft masks, which training then computes on.
     """
@@ -176,6 +179,7 @@ class Method(nn.Module):
     needs: frozenset[str] = frozenset()
     tower_layer: int | None = None
     floor: float = 1e-4
+    keeps_positions: bool = True
     trainable: bool = False
 
     def begin(self, context: Context) -> Any:

@@ -39,7 +39,7 @@ def most_of(keep: float, tokens: int) -> int:
     return min(round(keep) if keep >= 1 else round(keep * tokens) + 1, tokens)
 
 
-def highest(scores: Tensor, among: Tensor, count: Tensor) -> Tensor:
+def highest(scores: Tensor, among: Tensor, count: Tensor | int) -> Tensor:
     """The tokens with the highest scores; of equal ones, the earlier.
 
     Parameters
@@ -47,7 +47,7 @@ def highest(scores: Tensor, among: Tensor, count: Tensor) -> Tensor:
     scores : float, (batch, tokens)
     among : bool, (batch, tokens)
         Which may be chosen.
-    count : number, (batch, 1)
+    count : number, (batch, 1), or int
         How many are.
 
     Returns

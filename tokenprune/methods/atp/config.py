@@ -46,6 +46,9 @@ class ATPConfig(LayersConfig):
         Which of the two score maps make the redundant score (their mean).
     prunings : tuple of {"redundant", "spatial"}
         Which of the two masks keep a token.
+    preserve_positions : bool
+        Whether survivors keep their original positions. Off: numbered anew without gaps, the
+        paper's ablation.
     strides : tuple of int
         The ladder of uniform grids; stride s samples at rate 1/s².
     temporal : bool
@@ -83,6 +86,7 @@ class ATPConfig(LayersConfig):
     averaging: str = "visible"
     sources: tuple[str, ...] = ("self", "cross")
     prunings: tuple[str, ...] = ("redundant", "spatial")
+    preserve_positions: bool = True
     strides: tuple[int, ...] = (2, 3, 4, 6)
     temporal: bool = False
     sample_weight: float = 3.0
@@ -100,7 +104,9 @@ class ATPConfig(LayersConfig):
     def __post_init__(self) -> None:
         """Check every field."""
         super().__post_init__()
-        require(isinstance(self.temporal, bool), "temporal", self.temporal, "True or False")
+        for name in ("temporal", "preserve_positions"):
+            given = getattr(self, name)
+            require(isinstance(given, bool), name, given, "True or False")
         for name in ("start_redundant", "start_spatial"):
             require(is_number(getattr(self, name)), name, getattr(self, name), "a number")
         if self.target_tokens is not None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base import Context, Method, Selection, Trace
+from ..ranking import highest
 from .config import ATPConfig
 from .heads import ThresholdHeads
 from .loss import atp_loss, target_loss
@@ -52,6 +53,7 @@ class ATP(Method):
         self.config = config
         self.layers = config.layers
         self.floor = config.floor
+        self.keeps_positions = config.preserve_positions
         self.target_share = config.target_tokens / visual_tokens
         start = (config.start_redundant, config.start_spatial)
         self.thresholds = nn.ModuleList(
@@ -63,6 +65,27 @@ class ATP(Method):
 
     def select(self, context: Context) -> Selection:
         """Scores against this module's thresholds."""
+        config, layout = self.config, context.layout
+        margin, redundant, thresholds = self.margins(context)
+        keep = layout.mask & (margin > 0)
+        if self.max_kept is not None:
+            keep = highest(margin, keep, self.max_kept)
+        # σ is monotonic: the larger of two masks is the mask of the larger margin.
+        soft = (margin * config.temperature).sigmoid()
+        if config.training == "straight_through":
+            soft = keep.float() + soft - soft.detach()
+        return Selection(keep=keep, mask=soft, scores=redundant, thresholds=thresholds.detach())
+
+    def margins(self, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        """How far each token lies above the threshold that it is nearest to passing.
+
+        Returns
+        -------
+        margin, redundant : float32, (batch, tokens)
+            The larger of S_r − θ_r and S_s − θ_s, and S_r.
+        thresholds : float32, (batch, 2)
+            θ_r and θ_s.
+        """
         config, weight, layout = self.config, context.weight, context.layout
         visual, prompt = context.received["visual"], context.received["prompt"]
         self_map = self_score(visual, config.averaging)
@@ -81,15 +104,7 @@ class ATP(Method):
 
         margins = torch.stack([redundant, spatial]) - thresholds.T[:, :, None]
         used = [n for n, name in enumerate(("redundant", "spatial")) if name in config.prunings]
-        margin = margins[used].amax(dim=0)
-        keep = layout.mask & (margin > 0)
-        if self.max_kept is not None:
-            keep = keep & _among_best(margin.masked_fill(~keep, -torch.inf), self.max_kept)
-        # σ is monotonic: the larger of two masks is the mask of the larger margin.
-        soft = (margin * config.temperature).sigmoid()
-        if config.training == "straight_through":
-            soft = keep.float() + soft - soft.detach()
-        return Selection(keep=keep, mask=soft, scores=redundant, thresholds=thresholds.detach())
+        return margins[used].amax(dim=0), redundant, thresholds
 
     def losses(self, trace: Trace) -> dict[str, tuple[Tensor, float]]:
         """L_atp and L_target with their weights."""
@@ -144,11 +159,3 @@ def _cap(given: Any) -> int | None:
     if given is not None and (not isinstance(given, int) or given < 1):
         raise ValueError(f"max_kept={given!r}: expected a whole number from 1, or None")
     return given
-
-
-def _among_best(margin: Tensor, most: int) -> Tensor:
-    """True at each row's `most` largest values; ties fall to the earlier token."""
-    order = margin.argsort(dim=1, descending=True, stable=True)
-    rank = torch.empty_like(order)
-    rank.scatter_(1, order, torch.arange(margin.shape[1], device=margin.device).expand_as(order))
-    return rank < most

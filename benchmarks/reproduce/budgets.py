@@ -1,0 +1,88 @@
+"""Each method's configuration for a budget, by arithmetic on its counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import tokenprune as tp
+from tokenprune.config import MethodConfig
+
+from .setting import PLACES
+
+__all__ = ["at_mean", "fastv_at", "with_final"]
+
+
+def solve(share: Callable[[float], float], wanted: float) -> float | None:
+    """The x in (0, 1) at which a rising function has a value. None: there is none."""
+    low, high = 1e-6, 1 - 1e-6
+    if not share(low) <= wanted <= share(high):
+        return None
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if share(middle) < wanted else (low, middle)
+    return (low + high) / 2
+
+
+def staged(layers: tuple[int, ...], depth: int) -> Callable[[float], float]:
+    """Mean share of the tokens if each stage hands on the same share of its own."""
+    ends = (*layers, depth - 1)
+    lengths = [layers[0] + 1, *(b - a for a, b in zip(ends, ends[1:], strict=False))]
+
+    def mean(ratio: float) -> float:
+        return sum(n * ratio**stage for stage, n in enumerate(lengths)) / depth
+
+    return mean
+
+
+def fastv_at(layer: int, share: float, total: int, depth: int) -> float | None:
+    """How many tokens FastV keeps after a layer for a mean share. None: none is few enough."""
+    keep = (depth * share - (layer + 1)) * total / (depth - layer - 1)
+    return keep if keep >= 1 else None
+
+
+def at_mean(share: float, total: int, depth: int) -> dict[str, MethodConfig | None]:
+    """Configurations whose mean over all layers is a share of the tokens. None: out of reach."""
+    few = fastv_at(1, share, total, depth)
+    places = tp.PyramidDropConfig().places
+    quarters = tuple(round(depth * place) - 1 for place in places)
+    own = solve(staged(quarters, depth), share)
+    ours = solve(staged(PLACES, depth), share)
+    return {
+        **_before(share, total),
+        "FastV": few and tp.FastVConfig(layer=1, keep=few),
+        "ID-Selection": few and tp.IDSelectionConfig(layer=1, keep=few),
+        "PyramidDrop": own and tp.PyramidDropConfig(layers=quarters, ratio=own),
+        "PyramidDrop, ATP's layers": ours and tp.PyramidDropConfig(layers=PLACES, ratio=ours),
+    }
+
+
+def with_final(share: float, total: int, depth: int) -> dict[str, MethodConfig | None]:
+    """Configurations that end with a share of the tokens."""
+    keep = share * total
+    return {
+        **_before(share, total),
+        "FastV": tp.FastVConfig(layer=1, keep=keep),
+        "ID-Selection": tp.IDSelectionConfig(layer=1, keep=keep),
+        "PyramidDrop": tp.PyramidDropConfig(
+            layers=tuple(round(depth * place) - 1 for place in tp.PyramidDropConfig.places),
+            ratio=share ** (1 / 3),
+        ),
+        "PyramidDrop, ATP's layers": tp.PyramidDropConfig(layers=PLACES, ratio=share ** (1 / 3)),
+    }
+
+
+def _before(share: float, total: int) -> dict[str, MethodConfig | None]:
+    """Those that drop before the first layer: the mean is the final count."""
+    keep = share * total
+    # Of the nested scales, the one there is at a quarter.
+    nested = tp.MatryoshkaConfig(stride=2) if share == 0.25 else None
+    return {
+        "random, before the decoder": tp.RandomConfig(layers=(-1,), keep=(keep,)),
+        "uniform grid": tp.UniformConfig(share=share),
+        "down-sampled": tp.DownsampleConfig(share=share),
+        "Matryoshka (not trained for it)": nested,
+        "PruMerge": tp.PruMergeConfig(keep=keep),
+        "PruMerge+": tp.PruMergeConfig(keep=keep, plus=True),
+        "VisionZip": tp.VisionZipConfig(keep=keep),
+        "DivPrune": tp.DivPruneConfig(keep=keep),
+    }
