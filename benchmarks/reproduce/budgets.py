@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import tokenprune as tp
@@ -26,7 +27,7 @@ def solve(share: Callable[[float], float], wanted: float) -> float | None:
 def staged(layers: tuple[int, ...], depth: int) -> Callable[[float], float]:
     """Mean share of the tokens if each stage hands on the same share of its own."""
     ends = (*layers, depth - 1)
-    lengths = [layers[0] + 1, *(b - a for a, b in zip(ends, ends[1:], strict=False))]
+    lengths = [layers[0] + 1, *(b - a for a, b in itertools.pairwise(ends))]
 
     def mean(ratio: float) -> float:
         return sum(n * ratio**stage for stage, n in enumerate(lengths)) / depth
@@ -42,18 +43,17 @@ def fastv_at(layer: int, share: float, total: int, depth: int) -> float | None:
 
 def at_mean(share: float, total: int, depth: int) -> dict[str, MethodConfig | None]:
     """Configurations whose mean over all layers is a share of the tokens. None: out of reach."""
-    few = fastv_at(1, share, total, depth)
-    places = tp.PyramidDropConfig().places
+    places = tp.PyramidDropConfig.places
     quarters = tuple(round(depth * place) - 1 for place in places)
-    own = solve(staged(quarters, depth), share)
-    ours = solve(staged(PLACES, depth), share)
-    return {
-        **_before(share, total),
-        "FastV": few and tp.FastVConfig(layer=1, keep=few),
-        "ID-Selection": few and tp.IDSelectionConfig(layer=1, keep=few),
-        "PyramidDrop": own and tp.PyramidDropConfig(layers=quarters, ratio=own),
-        "PyramidDrop, ATP's layers": ours and tp.PyramidDropConfig(layers=PLACES, ratio=ours),
-    }
+    configs = _before(share, total)
+    few = fastv_at(1, share, total, depth)
+    configs["FastV"] = None if few is None else tp.FastVConfig(layer=1, keep=few)
+    configs["ID-Selection"] = None if few is None else tp.IDSelectionConfig(layer=1, keep=few)
+    for name, layers in (("PyramidDrop", quarters), ("PyramidDrop, ATP's layers", PLACES)):
+        ratio = solve(staged(layers, depth), share)
+        made = None if ratio is None else tp.PyramidDropConfig(layers=layers, ratio=ratio)
+        configs[name] = made
+    return configs
 
 
 def with_final(share: float, total: int, depth: int) -> dict[str, MethodConfig | None]:

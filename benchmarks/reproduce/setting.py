@@ -80,9 +80,7 @@ def unpruned(setting: Setting, seed: int) -> float:
     return accuracy(load(), processor(), test_of(setting, seed))["overall"]
 
 
-def measure(
-    model: Any, test: list[Sample], base: float
-) -> dict[str, Any]:
+def measure(model: Any, test: list[Sample], base: float) -> dict[str, Any]:
     """Accuracy, and what was really computed."""
     with tp.track(model) as run:
         found = accuracy(model, processor(), test)

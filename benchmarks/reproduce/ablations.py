@@ -1,0 +1,56 @@
+"""Tables 4 and 5: without one pruning, one score map, or the preserved positions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import tokenprune as tp
+
+from .setting import Setting, atp, calibration, measure, test_of, unpruned
+from .store import Store
+
+__all__ = ["CHOICES", "run"]
+
+CHOICES: dict[str, dict[str, Any]] = {
+    "ATP": {},
+    "without redundant pruning": {"prunings": ("spatial",), "start_spatial": 0.0},
+    "without spatial pruning": {"prunings": ("redundant",)},
+    "self score only": {"sources": ("self",)},
+    "cross score only": {"sources": ("cross",)},
+    "without preserved positions": {"preserve_positions": False},
+}
+SHARES = (0.25, 0.15)
+
+
+def run(setting: Setting, results: Path, work: Path) -> None:
+    """Measure what is missing."""
+    store = Store(results / "ablations.json", setting)
+    for seed in setting.seeds:
+        for name, choice in CHOICES.items():
+            for share in SHARES:
+                one(store, setting, seed, share, work, name, choice)
+
+
+def one(
+    store: Store,
+    setting: Setting,
+    seed: int,
+    share: float,
+    work: Path,
+    name: str,
+    choice: dict[str, Any],
+) -> None:
+    """Heads trained with the choice, at one budget."""
+
+    def made() -> dict[str, Any]:
+        folder = name.replace(" ", "-").lower()
+        model = atp(setting, seed, work, folder, **choice)
+        total = model.config.image_seq_length
+        try:
+            tp.calibrate(model, list(calibration(seed)), share * total)
+        except ValueError as error:
+            return {"unreachable": str(error)}
+        return measure(model, test_of(setting, seed), unpruned(setting, seed))
+
+    store.once(made, method=name, share=share, seed=seed)

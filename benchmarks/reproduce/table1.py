@@ -1,0 +1,142 @@
+"""Table 1: every method at four budgets, matched by mean tokens and by final tokens."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import tokenprune as tp
+from benchmarks.digits_vqa.dataset import samples
+from benchmarks.digits_vqa.evaluate import accuracy
+from tokenprune.config import MethodConfig
+
+from .budgets import at_mean, fastv_at, with_final
+from .setting import PLACES, Setting, atp, calibration, load, measure, processor, test_of, unpruned
+from .store import Store
+
+__all__ = ["run"]
+
+SPARSEVLM = tp.SparseVLMConfig().places
+"""SparseVLM's places, as shares of the depth."""
+
+
+def run(setting: Setting, results: Path, work: Path) -> None:
+    """Measure what is missing."""
+    store = Store(results / "table1.json", setting)
+    for seed in setting.seeds:
+        for share in setting.shares:
+            for block, configs in (("mean", at_mean), ("final", with_final)):
+                trained(store, setting, seed, share, block, work)
+                plain(store, setting, seed, share, block, configs)
+                adaptive(store, setting, seed, share, block)
+        best_fastv(store, setting, seed)
+
+
+def trained(
+    store: Store, setting: Setting, seed: int, share: float, block: str, work: Path
+) -> None:
+    """ATP, with trained heads and with calibration alone, and random drops of the same counts."""
+    test, base = test_of(setting, seed), unpruned(setting, seed)
+
+    def made(heads: bool) -> dict[str, Any]:
+        model = atp(setting, seed, work) if heads else load()
+        if not heads:
+            target = 0.25 * model.config.image_seq_length
+            tp.wrap(model, tp.ATPConfig(layers=PLACES, target_tokens=target))
+        to_budget(model, share, block, seed)
+        return measure(model, test, base)
+
+    keys = {"share": share, "block": block, "seed": seed}
+    row = store.once(lambda: made(heads=True), method="ATP", **keys)
+    store.once(lambda: made(heads=False), method="ATP, calibrated only", **keys)
+    after = tuple(row["kept_per_layer"][layer + 1] for layer in PLACES)
+    config = tp.RandomConfig(layers=PLACES, keep=after, seed=seed)
+    store.once(
+        lambda: wrapped(config, setting, seed), method="random, ATP's layers and counts", **keys
+    )
+
+
+def to_budget(model: Any, share: float, block: str, seed: int) -> None:
+    """Calibrate ATP to a mean, or by bisection to a number of final tokens."""
+    total, batches = model.config.image_seq_length, list(calibration(seed))
+    if block == "mean":
+        tp.calibrate(model, batches, share * total)
+        return
+    low, high = share, 1.0
+    for _ in range(7):
+        middle = (low + high) / 2
+        tp.calibrate(model, batches, middle * total)
+        few = measured(model, batches)["final_tokens"] < share * total
+        low, high = (middle, high) if few else (low, middle)
+    # What was tried last is within a hundredth of the mean that gives the final count.
+
+
+def measured(model: Any, batches: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a model keeps on some batches."""
+    with tp.track(model) as run, torch.inference_mode():
+        for batch in batches:
+            model(**batch)
+    return run.summary()
+
+
+def wrapped(config: MethodConfig, setting: Setting, seed: int) -> dict[str, Any]:
+    """One method as configured."""
+    model = tp.wrap(load(), config)
+    return measure(model, test_of(setting, seed), unpruned(setting, seed))
+
+
+def plain(
+    store: Store, setting: Setting, seed: int, share: float, block: str, configs: Any
+) -> None:
+    """The methods whose counts follow from their configuration."""
+    shape = load().config
+    total, depth = shape.image_seq_length, shape.text_config.num_hidden_layers
+    for name, config in configs(share, total, depth).items():
+        if config is not None:
+            made = partial(wrapped, config, setting, seed)
+            store.once(made, method=name, share=share, block=block, seed=seed)
+
+
+def adaptive(store: Store, setting: Setting, seed: int, share: float, block: str) -> None:
+    """SparseVLM, whose λ is set by bisection on training pictures."""
+
+    def made() -> dict[str, Any]:
+        model, batches = load(), list(calibration(seed))
+        total = model.config.image_seq_length
+        low, high = 0.02, 1.0
+        for _ in range(7):
+            scale = (low + high) / 2
+            tp.wrap(model, tp.SparseVLMConfig(scale=scale))
+            found = measured(model, batches)[f"{block}_tokens"]
+            tp.unwrap(model)
+            low, high = (low, scale) if found < share * total else (scale, high)
+        return {"scale": scale, **wrapped(tp.SparseVLMConfig(scale=scale), setting, seed)}
+
+    store.once(made, method="SparseVLM", share=share, block=block, seed=seed)
+
+
+def best_fastv(store: Store, setting: Setting, seed: int) -> None:
+    """FastV after the layer that is best on validation, since the paper's is early here."""
+    shape = load().config
+    total, depth = shape.image_seq_length, shape.text_config.num_hidden_layers
+    drawn = samples("validation", min(220, setting.questions), 7)
+    for share in setting.shares:
+        tried: dict[int, float] = {}
+
+        def made(share: float = share, tried: dict[int, float] = tried) -> dict[str, Any]:
+            for layer in (0, 1, 2, 3, 4, 5, 6, 7):
+                keep = fastv_at(layer, share, total, depth)
+                if keep is not None:
+                    model = tp.wrap(load(), tp.FastVConfig(layer=layer, keep=keep))
+                    tried[layer] = accuracy(model, processor(), drawn)["overall"]
+            layer = max(tried, key=lambda n: tried[n])
+            keep = fastv_at(layer, share, total, depth)
+            assert keep is not None
+            config = tp.FastVConfig(layer=layer, keep=keep)
+            return {"layer": layer, **wrapped(config, setting, seed)}
+
+        name = "FastV, layer chosen on validation"
+        store.once(made, method=name, share=share, block="mean", seed=seed)

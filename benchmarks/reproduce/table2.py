@@ -1,0 +1,65 @@
+"""Table 2: adaptive counts against the same counts for every picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import tokenprune as tp
+from tokenprune.engine import engine_of
+from tokenprune.methods.atp import ATP
+from tokenprune.methods.base import Context, Selection
+from tokenprune.methods.ranking import highest
+
+from .setting import PLACES, Setting, atp, calibration, measure, test_of, unpruned
+from .store import Store
+
+__all__ = ["fix", "run"]
+
+
+class Fixed(ATP):
+    """ATP that keeps so many tokens of every picture: those farthest above its thresholds."""
+
+    counts: tuple[float, ...] = ()
+
+    def select(self, context: Context) -> Selection:
+        """The same number for each row, from the same heads' margins."""
+        margin, redundant, thresholds = self.margins(context)
+        count = round(self.counts[context.module])
+        keep = highest(margin, context.layout.mask, count)
+        return Selection(keep=keep, scores=redundant, thresholds=thresholds.detach())
+
+
+def fix(model: Any, counts: tuple[float, ...]) -> None:
+    """Let a model wrapped with ATP keep the same counts of every picture."""
+    method: Any = engine_of(model).method
+    method.__class__ = Fixed  # the same heads, read otherwise
+    method.counts = counts
+
+
+def run(setting: Setting, results: Path, work: Path) -> None:
+    """Measure what is missing."""
+    store = Store(results / "table2.json", setting)
+    for seed in setting.seeds:
+        for share in setting.shares:
+            pair(store, setting, seed, share, work)
+
+
+def pair(store: Store, setting: Setting, seed: int, share: float, work: Path) -> None:
+    """One training, one budget: adaptive, and the mean counts of that for every picture."""
+    test, base = test_of(setting, seed), unpruned(setting, seed)
+
+    def calibrated() -> Any:
+        model = atp(setting, seed, work)
+        tp.calibrate(model, list(calibration(seed)), share * model.config.image_seq_length)
+        return model
+
+    def fixed(counts: tuple[float, ...]) -> dict[str, Any]:
+        model = calibrated()
+        fix(model, counts)
+        return measure(model, test, base)
+
+    keys = {"share": share, "seed": seed}
+    row = store.once(lambda: measure(calibrated(), test, base), method="adaptive", **keys)
+    counts = tuple(row["kept_per_layer"][layer + 1] for layer in PLACES)
+    store.once(lambda: fixed(counts), method="fixed", **keys)
