@@ -71,6 +71,12 @@ def save_model(model: Any, folder: Path, published: Sequence[tuple[str, str]]) -
     folder.mkdir(parents=True, exist_ok=True)
     config = model.config.to_diff_dict()
     config.pop("transformers_version", None)
+    text = config["text_config"]
+    if "mrope_section" in text.get("rope_parameters", {}):
+        # In the words of published configurations, which both major versions read.
+        rotary = text.pop("rope_parameters")
+        text |= {"rope_theta": rotary.pop("rope_theta"), "rope_scaling": rotary}
+        config["vision_config"].pop("rope_parameters", None)  # nothing but defaults
     # Stored in half the room, but meant to be loaded and run in float32.
     config |= {"architectures": [type(model).__name__], "dtype": "float32"}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -93,7 +93,8 @@ def save(model: Qwen2VLForConditionalGeneration, folder: Path) -> None:
     """Write the model, and its processor, as published Qwen2-VL models are."""
     save_model(model, folder, (("model.visual.", "visual."), ("model.language_model.", "model.")))
     pictures = {"image_processor_type": "Qwen2VLImageProcessor", **_PICTURES}
-    save_processor(folder, "Qwen2VLProcessor", pictures, {"chat_template": _CHAT}, VOCABULARY)
+    save_processor(folder, "Qwen2VLProcessor", pictures, {}, VOCABULARY)
+    (folder / "chat_template.jinja").write_text(_CHAT, encoding="utf-8")
 
 
 _PICTURES: dict[str, Any] = {
