@@ -7,7 +7,7 @@ from typing import Any
 
 import tokenprune as tp
 
-from .setting import Setting, atp, calibration, measure, test_of, unpruned
+from .setting import Setting, atp, calibration, measure, questions_of, unpruned
 from .store import Store
 
 __all__ = ["CHOICES", "run"]
@@ -51,6 +51,6 @@ def one(
             tp.calibrate(model, list(calibration(seed)), share * total)
         except ValueError as error:
             return {"unreachable": str(error)}
-        return measure(model, test_of(setting, seed), unpruned(setting, seed))
+        return measure(model, questions_of(setting, seed), unpruned(setting, seed))
 
     store.once(made, method=name, share=share, seed=seed)

@@ -16,7 +16,17 @@ from benchmarks.digits_vqa.evaluate import accuracy
 from benchmarks.digits_vqa.models.llava import FOLDER
 from examples.quickstart import BATCH, LAYERS, train_heads
 
-__all__ = ["FULL", "PLACES", "QUICK", "Setting", "atp", "calibration", "load", "measure", "test_of"]
+__all__ = [
+    "FULL",
+    "PLACES",
+    "QUICK",
+    "Setting",
+    "atp",
+    "calibration",
+    "load",
+    "measure",
+    "questions_of",
+]
 
 PLACES = LAYERS["llava"]
 """The decoder layers that ATP's modules follow here."""
@@ -62,7 +72,7 @@ def processor() -> Any:
 
 
 @cache
-def test_of(setting: Setting, seed: int) -> list[Sample]:
+def questions_of(setting: Setting, seed: int) -> list[Sample]:
     """The held-out questions of a seed."""
     return samples("held_out", setting.questions, 100 + seed)
 
@@ -77,7 +87,7 @@ def calibration(seed: int) -> tuple[dict[str, Any], ...]:
 @cache
 def unpruned(setting: Setting, seed: int) -> float:
     """The accuracy of the model as it is."""
-    return accuracy(load(), processor(), test_of(setting, seed))["overall"]
+    return accuracy(load(), processor(), questions_of(setting, seed))["overall"]
 
 
 def measure(model: Any, test: list[Sample], base: float) -> dict[str, Any]:

@@ -12,9 +12,20 @@ import tokenprune as tp
 from benchmarks.digits_vqa.dataset import samples
 from benchmarks.digits_vqa.evaluate import accuracy
 from tokenprune.config import MethodConfig
+from tokenprune.engine import engine_of
 
 from .budgets import at_mean, fastv_at, with_final
-from .setting import PLACES, Setting, atp, calibration, load, measure, processor, test_of, unpruned
+from .setting import (
+    PLACES,
+    Setting,
+    atp,
+    calibration,
+    load,
+    measure,
+    processor,
+    questions_of,
+    unpruned,
+)
 from .store import Store
 
 __all__ = ["run"]
@@ -39,7 +50,7 @@ def trained(
     store: Store, setting: Setting, seed: int, share: float, block: str, work: Path
 ) -> None:
     """ATP, with trained heads and with calibration alone, and random drops of the same counts."""
-    test, base = test_of(setting, seed), unpruned(setting, seed)
+    test, base = questions_of(setting, seed), unpruned(setting, seed)
 
     def made(heads: bool) -> dict[str, Any]:
         model = atp(setting, seed, work) if heads else load()
@@ -65,13 +76,14 @@ def to_budget(model: Any, share: float, block: str, seed: int) -> None:
     if block == "mean":
         tp.calibrate(model, batches, share * total)
         return
-    low, high = share, 1.0
-    for _ in range(7):
-        middle = (low + high) / 2
-        tp.calibrate(model, batches, middle * total)
+    # The same knob that `calibrate` turns, by another count.
+    method: Any = engine_of(model).method
+    low, high = -4.0, 4.0
+    for _ in range(9):
+        shift = (low + high) / 2
+        method.shifts = [shift, 0.0]
         few = measured(model, batches)["final_tokens"] < share * total
-        low, high = (middle, high) if few else (low, middle)
-    # What was tried last is within a hundredth of the mean that gives the final count.
+        low, high = (low, shift) if few else (shift, high)
 
 
 def measured(model: Any, batches: list[dict[str, Any]]) -> dict[str, Any]:
@@ -85,7 +97,7 @@ def measured(model: Any, batches: list[dict[str, Any]]) -> dict[str, Any]:
 def wrapped(config: MethodConfig, setting: Setting, seed: int) -> dict[str, Any]:
     """One method as configured."""
     model = tp.wrap(load(), config)
-    return measure(model, test_of(setting, seed), unpruned(setting, seed))
+    return measure(model, questions_of(setting, seed), unpruned(setting, seed))
 
 
 def plain(

@@ -11,7 +11,7 @@ from tokenprune.methods.atp import ATP
 from tokenprune.methods.base import Context, Selection
 from tokenprune.methods.ranking import highest
 
-from .setting import PLACES, Setting, atp, calibration, measure, test_of, unpruned
+from .setting import PLACES, Setting, atp, calibration, measure, questions_of, unpruned
 from .store import Store
 
 __all__ = ["fix", "run"]
@@ -47,7 +47,7 @@ def run(setting: Setting, results: Path, work: Path) -> None:
 
 def pair(store: Store, setting: Setting, seed: int, share: float, work: Path) -> None:
     """One training, one budget: adaptive, and the mean counts of that for every picture."""
-    test, base = test_of(setting, seed), unpruned(setting, seed)
+    test, base = questions_of(setting, seed), unpruned(setting, seed)
 
     def calibrated() -> Any:
         model = atp(setting, seed, work)

@@ -13,7 +13,17 @@ import tokenprune as tp
 from benchmarks.digits_vqa.dataset import samples
 from examples.quickstart import BATCH, train
 
-from .setting import PLACES, RATE, Setting, calibration, load, measure, processor, test_of, unpruned
+from .setting import (
+    PLACES,
+    RATE,
+    Setting,
+    calibration,
+    load,
+    measure,
+    processor,
+    questions_of,
+    unpruned,
+)
 from .store import Store
 
 __all__ = ["run"]
@@ -39,7 +49,7 @@ def run(setting: Setting, results: Path, work: Path) -> None:
             total = model.config.image_seq_length
             for share in wanted:
                 tp.calibrate(model, list(calibration(seed)), share * total)
-                made = partial(measure, model, test_of(setting, seed), unpruned(setting, seed))
+                made = partial(measure, model, questions_of(setting, seed), unpruned(setting, seed))
                 store.once(made, method=tuned, share=share, seed=seed)
 
 

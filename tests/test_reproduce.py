@@ -1,0 +1,168 @@
+"""The reproduction: budgets by arithmetic, rows that survive, claims that can fail, the page."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import tokenprune as tp
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # benchmarks are not installed
+
+from benchmarks.reproduce import table1, table6  # noqa: E402
+from benchmarks.reproduce.budgets import at_mean, with_final  # noqa: E402
+from benchmarks.reproduce.claims import claims  # noqa: E402
+from benchmarks.reproduce.render import render  # noqa: E402
+from benchmarks.reproduce.setting import FULL, QUICK, calibration, load, measure, questions_of  # noqa: E402
+from benchmarks.reproduce.store import Store  # noqa: E402
+from benchmarks.reproduce.table2 import fix  # noqa: E402
+
+TINY = dataclasses.replace(QUICK, questions=6, steps=1)
+
+
+@pytest.mark.parametrize("share", FULL.shares)
+@pytest.mark.parametrize("block", ["mean", "final"])
+def test_configurations_meet_their_budget(share: float, block: str) -> None:
+    """Measured on the small model: within a token, but for grids, which come in whole lines."""
+    model, batch = load(), calibration(0)[0]
+    few = {name: values[:2] for name, values in batch.items()}
+    total = model.config.image_seq_length
+    configs = (at_mean if block == "mean" else with_final)(share, total, 24)
+    reached = {name: config for name, config in configs.items() if config is not None}
+    assert len(reached) >= 8
+    for name, config in reached.items():
+        tp.wrap(model, config)
+        with torch.inference_mode():
+            model(**few)
+        stats = tp.stats(model)
+        tp.unwrap(model)
+        found = stats.mean_tokens if block == "mean" else float(stats.final_tokens.mean())
+        slack = 8 if name in ("uniform grid", "down-sampled") else 1
+        assert abs(found - share * total) <= slack, name
+
+
+def test_rows_are_measured_once(tmp_path: Path) -> None:
+    made = []
+
+    def make() -> dict[str, float]:
+        made.append(1)
+        return {"accuracy": 0.5}
+
+    path = tmp_path / "deep" / "table.json"
+    first = Store(path, TINY).once(make, method="ATP", seed=0)
+    again = Store(path, TINY)
+    assert again.once(make, method="ATP", seed=0) == first
+    assert again.once(make, method="ATP", seed=1) == {**first, "seed": 1}
+    assert len(made) == 2
+    # Rows of another setting do not count.
+    assert Store(path, QUICK).rows == []
+
+
+def test_fixed_counts_are_the_same_for_every_picture() -> None:
+    model = load()
+    tp.wrap(model, tp.ATPConfig(layers=(1, 4, 12), target_tokens=36))
+    fix(model, (40.4, 20.0, 7.0))
+    with torch.inference_mode():
+        model(**{name: values[:5] for name, values in calibration(0)[0].items()})
+    kept = tp.stats(model).kept
+    assert {tuple(column) for column in kept.T.tolist()} == {
+        (144,) * 2 + (40,) * 3 + (20,) * 8 + (7,) * 11
+    }
+
+
+def test_final_tokens_are_met_by_bisection(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = ({name: values[:12] for name, values in calibration(0)[0].items()},)
+    monkeypatch.setattr(table1, "calibration", lambda seed: few)
+    model = load()
+    tp.wrap(model, tp.ATPConfig(layers=(1, 4, 12), target_tokens=36))
+    table1.to_budget(model, 0.25, "final", seed=0)
+    assert table1.measured(model, list(few))["final_tokens"] == pytest.approx(36, abs=2)
+
+
+def test_costs_are_counted_as_computed() -> None:
+    """torch's counter on real shapes against the closed form, and the cache's own bytes."""
+    row = table6.costs([576] * 4 + [143] * 10 + [109] * 10 + [21] * 8, text=20)
+    assert row["kv_bytes"] == row["kv_bytes_closed"]
+    assert row["flops"] == row["flops_closed"]
+    assert row["mean_tokens"] == 156
+
+
+def kept(method: str, value: float, **keys: object) -> dict[str, object]:
+    row = {"mean_tokens": 36.0, "final_tokens": 12.0, "accuracy": value, "seed": 0}
+    return {"method": method, "accuracy_kept": value, "kinds": {"count": value}, **row, **keys}
+
+
+def test_a_claim_that_does_not_hold_is_said_to_fail() -> None:
+    block = {"share": 0.25, "block": "mean"}
+    for ours, ahead in ((0.9, True), (0.7, False)):
+        rows = [kept("ATP", ours, **block), kept("ATP, calibrated only", 0.95, **block)]
+        rows += [kept("FastV", 0.8, **block), kept("random", 0.5, **block)]
+        found = list(claims({"table1": rows}))
+        figures = f"ATP {ours:.1%}, next FastV 80.0%"
+        assert found == [("ATP is ahead of every rival at 25% mean tokens", ahead, figures)]
+    rows = [kept("adaptive", 0.8, share=0.15), kept("fixed", 0.9, share=0.15)]
+    assert [held for _, held, _ in claims({"table2": rows})] == [False]
+    points = [
+        {"kind": kind, "depth": depth, "ratio": ratio, "accuracy": 1 - ratio * lost}
+        for kind, more in (("fine", 1.0), ("coarse", 0.5))
+        for depth, lost in ((5, 0.8 * more), (15, 0.9 * more), (25, 0.1 * more))
+        for ratio in (0.0, 0.8)
+    ]
+    # Earlier layers do not hurt more here; fine questions do suffer more.
+    assert [held for _, held, _ in claims({"figure2": points})] == [False, False, True]
+
+
+def test_the_page_has_every_part(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    table6.run(TINY, results, tmp_path)
+    head = json.loads((results / "table6.json").read_text())
+    block = {"block": "mean", "share": 0.25}
+    layer = {"kept_per_layer": [144.0, 36.0]}
+    points = [
+        {"kind": kind, "depth": depth, "ratio": ratio, "accuracy": 1 - ratio, "seed": 0}
+        for kind in ("fine", "coarse")
+        for depth in (5, 15, 25)
+        for ratio in (0.95, 0.9, 0.8, 0.6, 0.4, 0.2, 0.0)
+    ]
+    rows = {
+        "table1": [
+            kept("ATP", 0.9871, **block),
+            kept("ATP", 0.9671, **{**block, "block": "final"}),
+            kept("FastV", 0.8, **block),
+        ],
+        "table2": [kept("adaptive", 0.9, share=0.25), kept("fixed", 0.8, share=0.25)],
+        "table3": [kept("heads only", 0.9, share=0.25)],
+        "ablations": [
+            kept("ATP", 0.9, share=0.25),
+            {"method": "x", "share": 0.15, "unreachable": "y"},
+        ],
+        "figure2": points,
+        "layers": [kept("ATP", 1.0, digits=n, **layer) for n in (1, 6)],
+    }
+    for name, table in rows.items():
+        (results / f"{name}.json").write_text(json.dumps({**head, "rows": table}))
+    page = render(results, tmp_path)
+    assert "| ATP | **98.7** (36.0 / 12.0) |" in page
+    assert "Out of reach: x at 15%" in page
+    for part in ("1:", "2:", "3:", "6:", "s 4 and 5:"):
+        assert f"## Table{'' if part[0] == 's' else ' '}{part}" in page
+    assert "## Figure 2" in page
+    assert "## The paper's claims" in page
+    for picture in ("figure2.png", "layers.png"):
+        assert (tmp_path / picture).stat().st_size > 5000
+        assert picture in page
+
+
+def test_a_measurement_has_what_the_tables_need() -> None:
+    model = tp.wrap(load(), tp.FastVConfig(keep=26))
+    row = measure(model, questions_of(TINY, 0), base=0.5)
+    assert row["accuracy_kept"] == row["accuracy"] / 0.5
+    assert row["kept_per_layer"] == [144.0] * 2 + [26.0] * 22
+    assert row["final_tokens"] == 26
+    assert 0.2 < row["kv_share"] < 0.3
