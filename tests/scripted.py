@@ -64,7 +64,11 @@ def attach(
     model: Any, layers: Sequence[int], script: Tensor, needs: Sequence[str] = ()
 ) -> Scripted:
     """Wrap a model with a script, as `tokenprune.wrap` does with its own methods."""
-    method = Scripted(layers, script, needs)
+    return attach_method(model, Scripted(layers, script, needs))
+
+
+def attach_method(model: Any, method: Scripted) -> Scripted:
+    """Wrap a model with a method that the library does not have."""
     engine = Engine(method, adapter_for(model), ScriptedConfig())
     engine.train(model.training)
     engine.attach(model)

@@ -1,0 +1,96 @@
+"""What methods are shown: attention by groups of queries, and the vision tower's class token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+
+from tokenprune.methods.base import Context
+
+from .cases import LAYERS, Case, cases, model_of
+from .models import IMAGE, is_text, make_batch, tiny_llava
+from .scripted import Scripted, attach_method, scripted
+from .tolerance import assert_close
+
+NEEDS = ("visual", "prompt", "last", "each")
+
+
+def shown(model: Any, batch: Any, layer: int) -> Context:
+    """The context of a module that keeps everything."""
+    rows = len(batch["input_ids"])
+    everything = torch.ones(1, rows, 2, 6, 6, dtype=torch.bool)
+    with torch.no_grad(), scripted(model, (layer,), everything, NEEDS) as method:
+        model(**batch)
+    return method.contexts[0]
+
+
+@given(case=cases(image=True))
+def test_groups_of_queries(device: str, case: Case) -> None:
+    """Against the whole map that eager attention gives, for every row by itself."""
+    model = model_of("eager", device)
+    batch = case.batch(device)
+    layer = max(0, case.layers[0])
+    with torch.no_grad():
+        maps = model(**batch, output_attentions=True).attentions[layer].mean(dim=1)
+    received = shown(model, batch, layer).received
+    texts = is_text(batch)
+    for row in range(case.rows):
+        there = batch["attention_mask"][row].bool()
+        table = maps[row][:, there]
+        text = texts[row].nonzero()[:, 0]
+        visual = (there & ~texts[row]).nonzero()[:, 0]
+        last = text[-1:] if len(text) else there.nonzero()[-1]
+        for name, queries in (("visual", visual), ("prompt", text), ("last", last)):
+            found = received[name].total[row, there]
+            assert_close(found, table[queries].sum(0), f"{name}, row {row}")
+            assert received[name].queries[row] == len(queries)
+        each = received["each"].total[row][:, there]
+        assert_close(each[: len(text)], table[text], f"each, row {row}")
+        assert (each[len(text) :] == 0).all()
+
+
+def test_the_last_text_is_the_prompts_and_not_an_answers(device: str) -> None:
+    model = model_of("eager", device)
+    batch = make_batch([(4, IMAGE, 5)], device=device)
+    whole = shown(model, batch, 1).received["last"].total
+    batch["labels"] = batch["input_ids"].clone()
+    batch["labels"][:, :-2] = -100
+    shorter = shown(model, batch, 1).received["last"].total
+    short = {name: value[:, :-2] for name, value in batch.items() if name != "pixel_values"}
+    short["pixel_values"] = batch["pixel_values"]
+    del short["labels"]
+    assert_close(shorter[:, :-2], shown(model, short, 1).received["last"].total, "prompt alone")
+    assert not torch.allclose(shorter, whole)
+
+
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+@pytest.mark.parametrize("back", [1, 2])
+def test_the_towers_class_token(device: str, attn: str, back: int) -> None:
+    """Against the attention that CLIP itself gives, image by image and row by row."""
+    model = tiny_llava(attn, layers=LAYERS, device=device)
+    batch = make_batch([(4, IMAGE, 3), (2, IMAGE, IMAGE, 6), (5, IMAGE)], device=device)
+    tower = model.model.vision_tower
+    states = {}
+    modules = [m for name, m in tower.named_modules() if name.endswith("self_attn")]
+    # The tiny tower has one layer: what is asked for beyond it is that one.
+    handle = modules[0].k_proj.register_forward_hook(lambda m, a, out: states.update(key=out))
+    eager = tiny_llava("eager", layers=LAYERS, device=device).model.vision_tower
+    eager.load_state_dict(tower.state_dict())
+    with torch.no_grad():
+        wanted = eager(batch["pixel_values"], output_attentions=True).attentions[0]
+    method = Scripted((-1,), torch.ones(1, 3, 2, 6, 6, dtype=torch.bool))
+    method.tower_layer = -back
+    attach_method(model, method)
+    with torch.no_grad():
+        model(**batch)
+    handle.remove()
+    found = method.contexts[0].tower
+    assert found is not None
+    visual = batch["input_ids"] == 63
+    assert_close(found.attention[visual], wanted.mean(1)[:, 0, 1:].flatten(), "attention")
+    assert (found.attention[~visual] == 0).all()
+    keys = states["key"][:, 1:].flatten(0, 1)
+    assert_close(found.keys[visual].flatten(1), keys, "keys")
