@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.248, help="of the visual tokens to keep")
     parser.add_argument("--small-share", type=float, default=0.151, help="a second, smaller budget")
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--split", choices=SPLITS, default="held_out", help="handwriting")
     parser.add_argument("--test", type=int, default=1000, help="questions")
     parser.add_argument("--seed", type=int, default=0)
@@ -117,6 +117,8 @@ def main() -> None:
     # Where pictures differ in size, a quarter of each one's tokens.
     target = budgets[-1] if len(sizes) == 1 else None
     tp.wrap(model, tp.ATPConfig(layers=LAYERS[options.model], target_tokens=target))
+    # Training starts at the budget: the loss then speaks of which tokens, not of how many.
+    tp.calibrate(model, batches, budgets[-1])
     drawn = samples("train", BATCH * options.steps, options.seed, sizes=sizes)
     train_heads(model, processor, drawn, options.rate)
     tp.calibrate(model, batches, budgets)

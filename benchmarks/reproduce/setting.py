@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -31,7 +32,7 @@ __all__ = [
 PLACES = LAYERS["llava"]
 """The decoder layers that ATP's modules follow here."""
 
-RATE = 2e-3
+RATE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,12 @@ def measure(model: Any, test: list[Sample], base: float) -> dict[str, Any]:
     }
 
 
+def start(model: Any, seed: int, target: float) -> None:
+    """Let training begin at the budget, where a choice of options can reach it."""
+    with suppress(ValueError):
+        tp.calibrate(model, list(calibration(seed)), target)
+
+
 def atp(setting: Setting, seed: int, work: Path, name: str = "atp", **choices: Any) -> Any:
     """A model with ATP heads trained with some choices, from the work folder if they are there."""
     torch.manual_seed(seed)
@@ -116,6 +123,7 @@ def atp(setting: Setting, seed: int, work: Path, name: str = "atp", **choices: A
         return tp.wrap(model, folder)
     target = 0.25 * model.config.image_seq_length
     tp.wrap(model, tp.ATPConfig(layers=PLACES, target_tokens=target, **choices))
+    start(model, seed, target)
     drawn = samples("train", BATCH * setting.steps, seed)
     train_heads(model, processor(), drawn, RATE)
     tp.save_heads(model, folder)

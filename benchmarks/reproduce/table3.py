@@ -22,6 +22,7 @@ from .setting import (
     measure,
     processor,
     questions_of,
+    start,
     unpruned,
 )
 from .store import Store
@@ -62,6 +63,7 @@ def tune(tuned: str, setting: Setting, seed: int) -> Any:
         model = get_peft_model(model, config)
     target = SHARE * model.config.image_seq_length
     tp.wrap(model, tp.ATPConfig(layers=PLACES, target_tokens=target))
+    start(model, seed, target)
     groups = [{"params": tp.train_only_heads(model), "lr": RATE}]
     more = {
         "heads only": [],
