@@ -6,7 +6,8 @@ READY := $(VENV)/.ready
 # Two workers, as many as the smallest machine has cores; each keeps to one thread.
 WORKERS ?= 2
 
-.PHONY: setup demo test test-oldest test-matrix test-gpu lint bench options families clean
+.PHONY: setup demo test test-oldest test-matrix test-gpu lint bench options families \
+	reproduce reproduce-quick clean
 
 setup: $(READY)
 
@@ -44,6 +45,14 @@ test-matrix: test test-oldest
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest --device cuda
+
+# The paper's tables and figures on the small LLaVA: docs/reproduction.md. Resumable.
+reproduce: $(READY)
+	$(BIN)/python -m benchmarks.reproduce
+	$(BIN)/python -m benchmarks.reproduce --render docs/reproduction.md
+
+reproduce-quick: $(READY)
+	$(BIN)/python -m benchmarks.reproduce --quick
 
 # How each open choice of the method measures on the small model: the table of docs/options.md.
 options: $(READY)

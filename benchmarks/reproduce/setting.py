@@ -21,12 +21,16 @@ __all__ = [
     "FULL",
     "PLACES",
     "QUICK",
+    "RATE",
     "Setting",
     "atp",
     "calibration",
     "load",
     "measure",
+    "processor",
     "questions_of",
+    "start",
+    "unpruned",
 ]
 
 PLACES = LAYERS["llava"]
