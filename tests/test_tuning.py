@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import tokenprune as tp
-from tokenprune.engine import engine_of, frames
+from tokenprune.engine import engine_of, frames, recompute
 
 from .cases import LAYERS
 from .models import IMAGE, make_batch, tiny_llava, with_labels
@@ -143,6 +143,31 @@ def test_checkpointing_with_lora() -> None:
     assert torch.equal(loss, wanted_loss)
     for name, grad in wanted.items():
         torch.testing.assert_close(grads[name], grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_dropping_under_a_checkpoint(monkeypatch: pytest.MonkeyPatch, again: bool) -> None:
+    """The same loss and gradient as without; refused where hooks would run twice."""
+    monkeypatch.setattr(recompute, "HOOKS_RUN_AGAIN", again)
+    model = tiny_llava(layers=5)
+    batch = with_labels(make_batch([(4, IMAGE, 6)]), 2)
+    tp.wrap(model, tp.FastVConfig(layer=1, keep=9))
+    model.train()
+    found = []
+    for enable in (False, True):
+        if enable:
+            kind = {"use_reentrant": False}
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kind)
+        if enable and again:
+            with pytest.raises(ValueError, match=r"runs a layer's hooks again"):
+                model(**batch)
+            return
+        model.zero_grad()
+        loss = model(**batch).loss
+        loss.backward()
+        found.append((loss.detach(), model.lm_head.weight.grad.clone()))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
 
 
 def test_reentrant_checkpointing_is_refused() -> None:

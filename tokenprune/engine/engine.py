@@ -279,6 +279,8 @@ class Engine(nn.Module):
             if run.soft:
                 recompute.check(module)
                 recompute.remember(run.replay, kwargs)
+            elif run.layout is not None:
+                recompute.check_dropping(module)
             tower = None
             if self.tower_layer:
                 tower = frames.tower_pass(self, hidden.shape[0])

@@ -11,10 +11,11 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-__all__ = ["check", "kept_tensors", "mask_again", "remember"]
+__all__ = ["check", "check_dropping", "kept_tensors", "mask_again", "remember"]
 
 # Position embeddings of a pass → its mask at each layer. The recomputation is given the very same
 # embeddings, and nothing else that it is given tells one pass from another.
@@ -37,6 +38,28 @@ def check(layer: nn.Module) -> None:
             "Gradient checkpointing with use_reentrant=True loses the gradient of the masks: call "
             'model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": '
             "False})."
+        )
+
+
+# Whether the checkpoint is around the hooks: transformers 4.
+HOOKS_RUN_AGAIN = int(transformers.__version__.split(".")[0]) < 5
+
+
+def check_dropping(layer: nn.Module) -> None:
+    """Refuse to drop tokens for real under a checkpoint whose second run would not drop them.
+
+    Raises
+    ------
+    ValueError
+        If the layer is checkpointed and this release runs hooks again.
+    """
+    checkpointed = getattr(layer, "gradient_checkpointing", False) and layer.training
+    if checkpointed and HOOKS_RUN_AGAIN and torch.is_grad_enabled():
+        raise ValueError(
+            f"Gradient checkpointing of transformers {transformers.__version__} runs a layer's "
+            "hooks again, where tokens are gone already: call "
+            "model.gradient_checkpointing_disable() to train under this method, or use "
+            "transformers 5. (Training ATP's heads works with either.)"
         )
 
 
