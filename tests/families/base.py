@@ -147,6 +147,8 @@ class Family:
     # What the family itself cannot do, pruned or not, and why. Rows: a row of a batch is the row
     # alone. Beams, video beams, uncached: ways to generate. Places, video places: unknown.
     limits: ClassVar[dict[str, str]] = {}
+    # More of these in transformers 4.
+    limits_of_4: ClassVar[dict[str, str]] = {}
     # The first major release of transformers in which it works.
     since = 4
     # Why it cannot be pruned, in the words of the error, if it cannot.
@@ -177,8 +179,7 @@ class Family:
         """Add what depends on the whole prompt."""
 
     def available(self) -> bool:
-        release = int(transformers.__version__.split(".")[0])
-        if not hasattr(transformers, self.model) or release < self.since:
+        if not hasattr(transformers, self.model) or release() < self.since:
             return False
         try:
             self.config()
@@ -288,5 +289,14 @@ def _to_length(row: Tensor, length: int, side: str) -> Tensor:
     return F.pad(row, (missing, 0) if side == "left" else (0, missing), value=PAD)
 
 
+def release() -> int:
+    """The major release of transformers."""
+    return int(transformers.__version__.split(".")[0])
+
+
 def register(families: Iterable[Family]) -> dict[str, Family]:
-    return {family.name: family for family in families}
+    known = {family.name: family for family in families}
+    for family in known.values():
+        if release() < 5:
+            type(family).limits = {**family.limits, **family.limits_of_4}
+    return known

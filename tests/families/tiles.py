@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -40,6 +40,9 @@ class InternVL(Family):
     model = "InternVLForConditionalGeneration"
     videos = True
     tokens = 4
+    limits_of_4: ClassVar[dict[str, str]] = {
+        "beams": "with them it answers otherwise where nothing is cached, pruned or not"
+    }
     # What stands after each tile's tokens.
     between: tuple[int, ...] = ()
 
@@ -75,6 +78,7 @@ class InternVL(Family):
 
 
 class QianfanOcr(InternVL):
+    limits_of_4: ClassVar[dict[str, str]] = {}
     name = "qianfan_ocr"
     model = "QianfanOCRForConditionalGeneration"
     videos = False
@@ -95,6 +99,7 @@ def cohere(window: bool) -> Any:
 
 
 class AyaVision(InternVL):
+    limits_of_4: ClassVar[dict[str, str]] = {}
     name = "aya_vision"
     model = "AyaVisionForConditionalGeneration"
     videos = False
@@ -216,6 +221,7 @@ class Llama4(AyaVision):
 class Idefics3(InternVL):
     """All pictures of a row along the second dimension, missing ones all zero."""
 
+    limits_of_4: ClassVar[dict[str, str]] = {}
     name = "idefics3"
     model = "Idefics3ForConditionalGeneration"
     videos = False
