@@ -26,7 +26,8 @@ class LlavaNextAdapter(Adapter):
 
     Frame 0 of an image is its base view, frame 1 the tiles put together: one grid over the whole
     unpadded image, whose lines end in a newline token. Those are visual tokens without a place:
-    they are counted, and go or stay by their redundant score.
+    they are counted, and go or stay by their redundant score, which measured better than keeping
+    them (docs/design.md).
     """
 
     model_type = "llava_next"
