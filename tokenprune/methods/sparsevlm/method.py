@@ -119,7 +119,8 @@ class SparseVLM(Method):
         scores = attention.sum(dim=1) / rates.sum(dim=1, keepdim=True).clamp(min=1)
         total = context.layout.counts()
         if config.keep is None:
-            spare = total - torch.linalg.matrix_rank(attention)
+            # Far above rounding, so that a rank does not hang on it, or on the padding's width.
+            spare = total - torch.linalg.matrix_rank(attention, rtol=1e-3)
             count = (total - (config.scale * spare).round().long())[:, None]
         else:
             count = counts(config.keep[context.module], total)
