@@ -9,7 +9,7 @@ from torch import Tensor
 from ..layout import VisualLayout
 from .base import Selection
 
-__all__ = ["pooled"]
+__all__ = ["group_means", "pooled"]
 
 
 def pooled(hidden: Tensor, layout: VisualLayout, cell_row: Tensor, cell_col: Tensor) -> Selection:
@@ -36,10 +36,29 @@ def pooled(hidden: Tensor, layout: VisualLayout, cell_row: Tensor, cell_col: Ten
     number = torch.empty_like(key).scatter(1, order, begins.cumsum(dim=1) - 1)
     first = torch.zeros_like(placed).scatter(1, order, begins.bool()) & placed
 
-    index = repeat(number, "b t -> b t d", d=hidden.shape[-1])
-    weight = placed.float()
+    means = group_means(hidden, placed, number)
+    means = means.gather(1, repeat(number, "b t -> b t d", d=hidden.shape[-1]))
+    return Selection(keep=first, hidden_states=torch.where(placed[..., None], means, hidden))
+
+
+def group_means(hidden: Tensor, members: Tensor, group: Tensor) -> Tensor:
+    """The mean of each group of tokens, at the group's number.
+
+    Parameters
+    ----------
+    hidden : (batch, tokens, width)
+    members : bool, (batch, tokens)
+        Those that count.
+    group : int64, (batch, tokens)
+        Each token's group, from 0 and below `tokens`.
+
+    Returns
+    -------
+    (batch, tokens, width), zeros where no group has that number.
+    """
+    weight = members.float()
+    index = repeat(group, "b t -> b t d", d=hidden.shape[-1])
     sums = torch.zeros_like(hidden, dtype=torch.float32)
     sums = sums.scatter_add(1, index, hidden.float() * weight[..., None])
-    sizes = torch.zeros_like(weight).scatter_add(1, number, weight).clamp(min=1)
-    means = (sums / sizes[..., None]).gather(1, index).to(hidden.dtype)
-    return Selection(keep=first, hidden_states=torch.where(placed[..., None], means, hidden))
+    sizes = torch.zeros_like(weight).scatter_add(1, group, weight).clamp(min=1)
+    return (sums / sizes[..., None]).to(hidden.dtype)

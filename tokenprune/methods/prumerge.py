@@ -12,8 +12,7 @@ from torch import Tensor
 
 from ..config import MethodConfig, ModelFacts, is_whole, require
 from .base import Context, Method, Selection
-from .ranking import checked_keep, counts, highest
-from .visionzip import evenly
+from .ranking import checked_keep, counts, evenly, highest
 
 __all__ = ["PruMerge", "PruMergeConfig", "outliers"]
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..config import is_number, require
 
-__all__ = ["checked_keep", "counts", "highest", "most_of"]
+__all__ = ["checked_keep", "counts", "evenly", "highest", "most_of"]
 
 
 def checked_keep(name: str, given: object) -> None:
@@ -56,3 +56,23 @@ def highest(scores: Tensor, among: Tensor, count: Tensor | int) -> Tensor:
     """
     ranked = scores.masked_fill(~among, float("-inf")).argsort(dim=1, descending=True, stable=True)
     return among & (ranked.argsort(dim=1) < count)
+
+
+def evenly(among: Tensor, count: Tensor) -> Tensor:
+    """So many of the tokens, evenly spaced in their order, from the first.
+
+    Parameters
+    ----------
+    among : bool, (batch, tokens)
+    count : int64, (batch, 1)
+
+    Returns
+    -------
+    bool, (batch, tokens)
+    """
+    order = among.long().cumsum(dim=1) - 1
+    total = among.sum(dim=1, keepdim=True).clamp(min=1)
+    wanted = count.minimum(total)
+    before = (order * wanted + total - 1).div(total, rounding_mode="floor")
+    after = ((order + 1) * wanted + total - 1).div(total, rounding_mode="floor")
+    return among & (after > before)

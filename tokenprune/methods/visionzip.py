@@ -7,12 +7,11 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from einops import repeat
-from torch import Tensor
 
 from ..config import MethodConfig, ModelFacts
 from .base import Context, Method, Selection
-from .ranking import checked_keep, counts, highest
+from .pooling import group_means
+from .ranking import checked_keep, counts, evenly, highest
 
 __all__ = ["VisionZip", "VisionZipConfig"]
 
@@ -87,34 +86,9 @@ class VisionZip(Method):
         likeness = (keys @ keys.transpose(1, 2)).masked_fill(~targets[:, None], float("-inf"))
         places = torch.arange(rest.shape[1], device=rest.device)
         own = torch.where(targets, places, likeness.argmax(dim=2))
-        index = repeat(own, "b t -> b t d", d=hidden.shape[-1])
-        weight = rest.float()
-        sums = torch.zeros_like(hidden, dtype=torch.float32)
-        sums = sums.scatter_add(1, index, hidden.float() * weight[..., None])
-        sizes = torch.zeros_like(weight).scatter_add(1, own, weight).clamp(min=1)
-        means = (sums / sizes[..., None]).to(hidden.dtype)
+        means = group_means(hidden, rest, own)
         return Selection(
             keep=dominant | targets,
             scores=context.tower.attention,
             hidden_states=torch.where(targets[..., None], means, hidden),
         )
-
-
-def evenly(among: Tensor, count: Tensor) -> Tensor:
-    """So many of the tokens, evenly spaced in their order, from the first.
-
-    Parameters
-    ----------
-    among : bool, (batch, tokens)
-    count : int64, (batch, 1)
-
-    Returns
-    -------
-    bool, (batch, tokens)
-    """
-    order = among.long().cumsum(dim=1) - 1
-    total = among.sum(dim=1, keepdim=True).clamp(min=1)
-    wanted = count.minimum(total)
-    before = (order * wanted + total - 1).div(total, rounding_mode="floor")
-    after = ((order + 1) * wanted + total - 1).div(total, rounding_mode="floor")
-    return among & (after > before)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from einops import repeat
 from torch import Tensor
 
+from ..pooling import group_means
 from ..ranking import highest
 
 __all__ = ["recycled"]
@@ -60,9 +60,5 @@ def recycled(hidden: Tensor, worth: Tensor, clusters: float) -> tuple[Tensor, Te
     own = torch.where(centres[:, None], far, float("inf")).argmin(dim=2)
     own = torch.where(centres, places, own)
 
-    weight = worth.float()
-    index = repeat(own, "b t -> b t d", d=states.shape[-1])
-    sums = torch.zeros_like(states).scatter_add(1, index, states * weight[..., None])
-    sizes = torch.zeros_like(weight).scatter_add(1, own, weight).clamp(min=1)
-    means = (sums / sizes[..., None]).to(hidden.dtype)
+    means = group_means(hidden, worth, own)
     return centres, torch.where(centres[..., None], means, hidden)
