@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = [
+    "BeforeConfig",
+    "LayerConfig",
     "LayersConfig",
     "MethodConfig",
     "ModelFacts",
@@ -196,3 +198,39 @@ class LayersConfig(MethodConfig):
             layers = tuple(sorted({max(n, first) for n in usual or facts.default_layers}))
         facts.check(layers)
         return dataclasses.replace(self, layers=layers)
+
+
+@dataclass(frozen=True)
+class LayerConfig(MethodConfig):
+    """What the configuration of a method at one layer has.
+
+    Attributes
+    ----------
+    layer : int
+        The decoder layer, counted from 0, after which tokens are dropped; -1, where it is allowed,
+        is before the first.
+    """
+
+    earliest: ClassVar[int] = 0
+
+    layer: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the layer."""
+        ok = is_whole(self.layer) and self.layer >= self.earliest
+        require(ok, "layer", self.layer, f"a whole number from {self.earliest}")
+
+    def fitted(self, facts: ModelFacts) -> Self:
+        """See `MethodConfig.fitted`."""
+        facts.check((self.layer,))
+        return self
+
+
+@dataclass(frozen=True)
+class BeforeConfig(MethodConfig):
+    """What the configuration of a method before the first layer has."""
+
+    def fitted(self, facts: ModelFacts) -> Self:
+        """See `MethodConfig.fitted`."""
+        facts.check((-1,))
+        return self

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import MethodConfig, ModelFacts, is_whole, require
+from ..config import LayerConfig
 from .base import Context, Method, Selection
 from .ranking import checked_keep, counts, most_of
 
@@ -17,7 +17,7 @@ __all__ = ["DivPrune", "DivPruneConfig"]
 
 
 @dataclass(frozen=True)
-class DivPruneConfig(MethodConfig):
+class DivPruneConfig(LayerConfig):
     """DivPrune (arXiv 2503.02175).
 
     Parameters
@@ -35,20 +35,15 @@ class DivPruneConfig(MethodConfig):
     """
 
     method: ClassVar[str] = "divprune"
+    earliest: ClassVar[int] = -1
 
     keep: float = 0.25
     layer: int = -1
 
     def __post_init__(self) -> None:
         """Check every field."""
+        super().__post_init__()
         checked_keep("keep", self.keep)
-        ok = is_whole(self.layer) and self.layer >= -1
-        require(ok, "layer", self.layer, "a whole number from -1")
-
-    def fitted(self, facts: ModelFacts) -> DivPruneConfig:
-        """See `MethodConfig.fitted`."""
-        facts.check((self.layer,))
-        return self
 
 
 class DivPrune(Method):

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..config import MethodConfig, ModelFacts
+from ..config import BeforeConfig
 from .base import Context, Method, Selection
 from .pooling import pooled
 from .uniform import coarse_lines
@@ -16,7 +16,7 @@ __all__ = ["Downsample", "DownsampleConfig"]
 
 
 @dataclass(frozen=True)
-class DownsampleConfig(MethodConfig):
+class DownsampleConfig(BeforeConfig):
     """Down-sampling, a baseline.
 
     Parameters
@@ -37,11 +37,6 @@ class DownsampleConfig(MethodConfig):
     def __post_init__(self) -> None:
         """Check every field."""
         self._check_number("share", "a share between 0 and 1", lambda n: 0 < n <= 1)
-
-    def fitted(self, facts: ModelFacts) -> DownsampleConfig:
-        """See `MethodConfig.fitted`."""
-        facts.check((-1,))
-        return self
 
 
 class Downsample(Method):

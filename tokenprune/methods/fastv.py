@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from ..config import MethodConfig, ModelFacts, is_whole, require
+from ..config import LayerConfig
 from .base import Context, Method, Selection
 from .ranking import checked_keep, counts, highest
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 __all__ = ["FastV", "FastVConfig"]
 
 
 @dataclass(frozen=True)
-class FastVConfig(MethodConfig):
+class FastVConfig(LayerConfig):
     """FastV (arXiv 2403.06764).
 
     Parameters
@@ -36,19 +33,12 @@ class FastVConfig(MethodConfig):
 
     method: ClassVar[str] = "fastv"
 
-    layer: int = 1
     keep: float = 0.5
 
     def __post_init__(self) -> None:
         """Check every field."""
-        ok = is_whole(self.layer) and self.layer >= 0
-        require(ok, "layer", self.layer, "a whole number from 0")
+        super().__post_init__()
         checked_keep("keep", self.keep)
-
-    def fitted(self, facts: ModelFacts) -> Self:
-        """See `MethodConfig.fitted`."""
-        facts.check((self.layer,))
-        return self
 
 
 class FastV(Method):

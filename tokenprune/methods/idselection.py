@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import MethodConfig, ModelFacts, is_whole, require
+from ..config import LayerConfig
 from .base import Context, Method, Selection
 from .ranking import checked_keep, counts, most_of
 
@@ -17,7 +17,7 @@ __all__ = ["IDSelection", "IDSelectionConfig"]
 
 
 @dataclass(frozen=True)
-class IDSelectionConfig(MethodConfig):
+class IDSelectionConfig(LayerConfig):
     """ID-Selection (arXiv 2604.05601).
 
     Parameters
@@ -37,21 +37,14 @@ class IDSelectionConfig(MethodConfig):
 
     method: ClassVar[str] = "idselection"
 
-    layer: int = 1
     keep: float = 0.25
     gamma: float = 20.0
 
     def __post_init__(self) -> None:
         """Check every field."""
-        ok = is_whole(self.layer) and self.layer >= 0
-        require(ok, "layer", self.layer, "a whole number from 0")
+        super().__post_init__()
         checked_keep("keep", self.keep)
         self._check_number("gamma", "more than 0", lambda n: n > 0)
-
-    def fitted(self, facts: ModelFacts) -> IDSelectionConfig:
-        """See `MethodConfig.fitted`."""
-        facts.check((self.layer,))
-        return self
 
 
 class IDSelection(Method):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..config import MethodConfig, ModelFacts, is_whole, require
+from ..config import BeforeConfig, is_whole, require
 from .base import Context, Method, Selection
 from .pooling import pooled
 
@@ -15,7 +15,7 @@ _EXPECTED = "a whole number above 0"
 
 
 @dataclass(frozen=True)
-class MatryoshkaConfig(MethodConfig):
+class MatryoshkaConfig(BeforeConfig):
     """Matryoshka Multimodal Models (arXiv 2405.17430).
 
     Parameters
@@ -37,11 +37,6 @@ class MatryoshkaConfig(MethodConfig):
     def __post_init__(self) -> None:
         """Check every field."""
         require(is_whole(self.stride) and self.stride > 0, "stride", self.stride, _EXPECTED)
-
-    def fitted(self, facts: ModelFacts) -> MatryoshkaConfig:
-        """See `MethodConfig.fitted`."""
-        facts.check((-1,))
-        return self
 
 
 class Matryoshka(Method):

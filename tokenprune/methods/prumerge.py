@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from ..config import MethodConfig, ModelFacts, is_whole, require
+from ..config import BeforeConfig, is_whole, require
 from .base import Context, Method, Selection
 from .ranking import checked_keep, counts, evenly, highest
 
@@ -18,7 +18,7 @@ __all__ = ["PruMerge", "PruMergeConfig", "outliers"]
 
 
 @dataclass(frozen=True)
-class PruMergeConfig(MethodConfig):
+class PruMergeConfig(BeforeConfig):
     """LLaVA-PruMerge (arXiv 2403.15388).
 
     Parameters
@@ -51,11 +51,6 @@ class PruMergeConfig(MethodConfig):
             checked_keep("keep", self.keep)
         ok = is_whole(self.neighbours) and self.neighbours >= 0
         require(ok, "neighbours", self.neighbours, "a whole number from 0")
-
-    def fitted(self, facts: ModelFacts) -> PruMergeConfig:
-        """See `MethodConfig.fitted`."""
-        facts.check((-1,))
-        return self
 
 
 class PruMerge(Method):

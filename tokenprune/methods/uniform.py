@@ -7,14 +7,14 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..config import MethodConfig, ModelFacts, is_whole, require
+from ..config import LayerConfig
 from .base import Context, Method, Selection
 
 __all__ = ["Uniform", "UniformConfig", "coarse_lines"]
 
 
 @dataclass(frozen=True)
-class UniformConfig(MethodConfig):
+class UniformConfig(LayerConfig):
     """A uniform grid of tokens, a baseline.
 
     Parameters
@@ -31,20 +31,15 @@ class UniformConfig(MethodConfig):
     """
 
     method: ClassVar[str] = "uniform"
+    earliest: ClassVar[int] = -1
 
     share: float = 0.25
     layer: int = -1
 
     def __post_init__(self) -> None:
         """Check every field."""
+        super().__post_init__()
         self._check_number("share", "a share between 0 and 1", lambda n: 0 < n <= 1)
-        ok = is_whole(self.layer) and self.layer >= -1
-        require(ok, "layer", self.layer, "a whole number from -1")
-
-    def fitted(self, facts: ModelFacts) -> UniformConfig:
-        """See `MethodConfig.fitted`."""
-        facts.check((self.layer,))
-        return self
 
 
 def coarse_lines(size: Tensor, share: float) -> Tensor:

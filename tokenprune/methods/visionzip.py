@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from ..config import MethodConfig, ModelFacts
+from ..config import BeforeConfig
 from .base import Context, Method, Selection
 from .pooling import group_means
 from .ranking import checked_keep, counts, evenly, highest
@@ -17,7 +17,7 @@ __all__ = ["VisionZip", "VisionZipConfig"]
 
 
 @dataclass(frozen=True)
-class VisionZipConfig(MethodConfig):
+class VisionZipConfig(BeforeConfig):
     """VisionZip (arXiv 2412.04467).
 
     Parameters
@@ -42,11 +42,6 @@ class VisionZipConfig(MethodConfig):
         """Check every field."""
         checked_keep("keep", self.keep)
         self._check_number("contextual", "a share from 0, below 1", lambda n: 0 <= n < 1)
-
-    def fitted(self, facts: ModelFacts) -> VisionZipConfig:
-        """See `MethodConfig.fitted`."""
-        facts.check((-1,))
-        return self
 
 
 class VisionZip(Method):
