@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -67,6 +67,24 @@ class Adapter:
     def text_config(self, model: Any) -> Any:
         """The configuration that the decoder's layers read."""
         return base_model(model).config.get_text_config(decoder=True)
+
+    def special_ids(self, model: Any) -> set[int]:
+        """Every token id that the model's configurations name: begin, end, padding, image, …"""
+        model = base_model(model)
+        configs = (model.config, self.text_config(model), getattr(model, "generation_config", None))
+        found: set[int] = set()
+        for config in configs:
+            for name, value in ({} if config is None else config.to_dict()).items():
+                if name.endswith(("_token_id", "_token_ids", "_token_index")):
+                    ids = value if isinstance(value, list | tuple) else [value]
+                    found |= {n for n in ids if isinstance(n, int) and n >= 0}
+        return found
+
+    def any_of(self, core: Any, inputs: Mapping[str, Any], ids: Sequence[int]) -> Tensor:
+        """Where the prompt has any of these tokens: bool, (batch, length)."""
+        if inputs.get("input_ids") is not None:
+            return torch.isin(inputs["input_ids"], inputs["input_ids"].new_tensor(ids))
+        return torch.stack([where_is(core, inputs, token) for token in ids]).any(dim=0)
 
     def first_layer(self, model: Any) -> int:
         """The first layer, from 0, after which tokens may go."""

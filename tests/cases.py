@@ -13,10 +13,11 @@ from torch import Tensor
 
 from .models import IMAGE, SIDE, Batch, Prompt, make_batch, row_alone, tiny_llava
 from .reference import Pass, Reference
-from .scripted import alive_table
+from .scripted import Script, alive_table
 
 LAYERS = 5
 MAX_IMAGES = 2
+PLACES = 128  # more than any prompt here has tokens
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,10 @@ class Case:
     ----------
     shares : tuple of tuple of float
         For each module and row, the share of the tokens that it keeps.
+    words : float, optional
+        The share of the text that each module keeps. None: all text stays.
+    revives : bool
+        Whether tokens come back.
     """
 
     prompts: tuple[Prompt, ...]
@@ -34,6 +39,8 @@ class Case:
     layers: tuple[int, ...]
     shares: tuple[tuple[float, ...], ...]
     seed: int
+    words: float | None = None
+    revives: bool = False
 
     @property
     def rows(self) -> int:
@@ -42,12 +49,16 @@ class Case:
     def batch(self, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Batch:
         return make_batch(self.prompts, self.padding, device, dtype, self.seed)
 
-    def script(self) -> Tensor:
-        """What is kept: bool, (modules, rows, images, side, side)."""
+    def script(self) -> Script:
+        """What is kept."""
         generator = torch.Generator().manual_seed(self.seed)
         shape = (len(self.layers), self.rows, MAX_IMAGES, SIDE, SIDE)
         shares = torch.tensor(self.shares)[:, :, None, None, None]
-        return torch.rand(shape, generator=generator) < shares
+        keep = torch.rand(shape, generator=generator) < shares
+        if self.words is None:
+            return Script(keep, revives=self.revives)
+        places = torch.rand(len(self.layers), self.rows, PLACES, generator=generator)
+        return Script(keep, places < self.words, self.revives)
 
 
 def texts(least: int = 1) -> st.SearchStrategy[int]:
@@ -77,7 +88,9 @@ def cases(draw: st.DrawFn, rows: int = 3, image: bool | None = None) -> Case:
     share = st.sampled_from([0.0, 0.15, 0.5, 0.9, 1.0])
     shares = tuple(tuple(draw(share) for _ in drawn) for _ in layers)
     padding = draw(st.sampled_from(["left", "right"]))
-    return Case(drawn, padding, layers, shares, draw(st.integers(0, 2**16)))
+    words = draw(st.sampled_from([None, 0.0, 0.5]))
+    seed = draw(st.integers(0, 2**16))
+    return Case(drawn, padding, layers, shares, seed, words, draw(st.booleans()))
 
 
 @cache
@@ -92,7 +105,7 @@ def positions(mask: Tensor) -> Tensor:
 
 
 def reference_rows(
-    model: Any, batch: Batch, layers: Sequence[int], script: Tensor
+    model: Any, batch: Batch, layers: Sequence[int], script: Script | Tensor
 ) -> list[tuple[Tensor, Tensor, Pass]]:
     """For each row: where its tokens stand in the batch, which are alive, and its pass."""
     reference = Reference(model)

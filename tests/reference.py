@@ -1,8 +1,9 @@
 """The independent reference: a LLaMA decoder from its maths, full length, with masked keys.
 
-It shares nothing with the engine. Every token is computed in every layer; a token that was dropped
-after layer l is hidden as a key from all other tokens in the layers past l. What the tokens that
-are still there compute is then what a decoder without the dropped tokens computes.
+It shares nothing with the engine. Every token has its place in every layer; one that was dropped
+after layer l is hidden as a key from all other tokens in the layers past l, and its own state stays
+as it is, until it comes back if it does. What the tokens that are there compute is then what a
+decoder without the others computes.
 """
 
 from __future__ import annotations
@@ -87,16 +88,31 @@ class Reference:
             name = f"model.language_model.layers.{n}."
             visible = (rule & alive[n][None, :]) | itself
             normed = self._norm(hidden, name + "input_layernorm.weight")
-            attended, key, value = self._attention(normed, name + "self_attn.", visible)
+            attended, key, value, _ = self._attention(normed, name + "self_attn.", visible)
             keys.append(key)
             values.append(value)
-            hidden = hidden + attended
-            normed = self._norm(hidden, name + "post_attention_layernorm.weight")
+            between = hidden + attended
+            normed = self._norm(between, name + "post_attention_layernorm.weight")
             gate = nn.functional.silu(self._linear(normed, name + "mlp.gate_proj"))
             up = self._linear(normed, name + "mlp.up_proj")
-            hidden = hidden + self._linear(gate * up, name + "mlp.down_proj")
+            after = between + self._linear(gate * up, name + "mlp.down_proj")
+            hidden = torch.where(alive[n][:, None], after, hidden)
         last = self._norm(hidden, "model.language_model.norm.weight")
         return Pass(inputs, keys, values, last, self._linear(last, "lm_head"))
+
+    def attention(self, hidden: Tensor, layer: int, visible: Tensor) -> Tensor:
+        """What each token attends to in a layer, mean over the heads: (length, length).
+
+        Parameters
+        ----------
+        hidden : (length, width)
+            The layer's input.
+        visible : bool, (length, length)
+            Which keys each query sees.
+        """
+        name = f"model.language_model.layers.{layer}."
+        normed = self._norm(hidden, name + "input_layernorm.weight")
+        return self._attention(normed, name + "self_attn.", visible)[3]
 
     def greedy(self, embeds: Tensor, alive: Tensor, steps: int) -> list[int]:
         """The next words, without a cache; all layers see them. Pads after the end's token."""
@@ -119,7 +135,8 @@ class Reference:
         mean_square = x.square().mean(dim=-1, keepdim=True)
         return x / (mean_square + self.config.rms_norm_eps).sqrt() * self.weights[name]
 
-    def _attention(self, x: Tensor, name: str, visible: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _attention(self, x: Tensor, name: str, visible: Tensor) -> tuple[Tensor, ...]:
+        """What it adds, its keys, its values, and the map."""
         heads, kv_heads = self.config.num_attention_heads, self.config.num_key_value_heads
         width = self.config.hidden_size // heads
 
@@ -134,7 +151,7 @@ class Reference:
         weights = logits.masked_fill(~visible, -torch.inf).softmax(dim=-1)
         mixed = weights @ value.repeat_interleave(shared, 0)
         merged = mixed.transpose(0, 1).reshape(x.shape[0], -1)
-        return self._linear(merged, name + "o_proj"), key, value
+        return self._linear(merged, name + "o_proj"), key, value, weights.mean(dim=0)
 
     def _theta(self) -> float:
         parameters = getattr(self.config, "rope_parameters", None)

@@ -24,15 +24,47 @@ class ScriptedConfig(MethodConfig):
     method = "scripted"
 
 
+SPARED = (7, 20, 33, 46, 59)
+"""Words that a script never drops."""
+
+
+@dataclass(frozen=True)
+class Script:
+    """What each module keeps.
+
+    Attributes
+    ----------
+    keep : bool, (modules, rows, images, height, width)
+        Whether each module keeps the token at a place of a row's image.
+    words : bool, (modules, rows, places), optional
+        Whether it keeps the text token that stands so many places from the row's first. None: no
+        text goes.
+    revives : bool
+        Whether tokens come back.
+    """
+
+    keep: Tensor
+    words: Tensor | None = None
+    revives: bool = False
+
+    def __getitem__(self, index: Any) -> Script:
+        words = None if self.words is None else self.words[index]
+        return Script(self.keep[index], words, self.revives)
+
+    def all(self, kept: bool) -> Script:
+        """The same for every visual token, and all text stays."""
+        return Script(torch.full_like(self.keep, kept))
+
+
 class Scripted(Method):
     """Keeps by a script.
 
     Parameters
     ----------
     layers : sequence of int
-    script : bool, (modules, rows, images, height, width)
-        Whether each module keeps the token at a place of a row's image. A batch with more rows
-        than the script has each of its rows repeated in turn, as `generate` expands them.
+    script : Script, or its `keep`
+        A batch with more rows than the script has each of its rows repeated in turn, as `generate`
+        expands them.
     needs : sequence of str
         Asked for, and not used.
 
@@ -42,26 +74,42 @@ class Scripted(Method):
         What it was shown, since `contexts` was last emptied.
     """
 
-    def __init__(self, layers: Sequence[int], script: Tensor, needs: Sequence[str] = ()) -> None:
+    def __init__(
+        self, layers: Sequence[int], script: Script | Tensor, needs: Sequence[str] = ()
+    ) -> None:
         super().__init__()
         self.layers = tuple(layers)
-        self.script = script
+        self.follow(script)
         self.needs = frozenset(needs)
         self.contexts: list[Context] = []
+
+    def follow(self, script: Script | Tensor) -> None:
+        """Go on by another script."""
+        self.script = Script(script) if isinstance(script, Tensor) else script
+        self.revives = self.script.revives
+        self.spared_ids = None if self.script.words is None else SPARED
+
+    def begin(self, context: Context) -> Tensor:
+        """Where each row's first token stands: int64, (batch, 1)."""
+        return (context.layout.mask | context.prompt).byte().argmax(dim=1, keepdim=True)
 
     def select(self, context: Context) -> Selection:
         self.contexts.append(context)
         layout = context.layout
         rows = layout.mask.shape[0]
-        script = self.script[context.module].to(layout.mask.device)
-        script = script.repeat_interleave(rows // script.shape[0], dim=0)
+        script = self.script[context.module]
         row = torch.arange(rows, device=layout.mask.device)[:, None].expand_as(layout.mask)
+        row = row // (rows // len(script.keep))
         image, y, x = (place.clamp(min=0) for place in (layout.image, layout.row, layout.col))
-        return Selection(keep=script[row, image, y, x])
+        keep = script.keep.to(row.device)[row, image, y, x]
+        if script.words is None:
+            return Selection(keep=keep)
+        places = (context.positions - context.memory).clamp(min=0)
+        return Selection(keep=keep, keep_text=script.words.to(row.device)[row, places])
 
 
 def attach(
-    model: Any, layers: Sequence[int], script: Tensor, needs: Sequence[str] = ()
+    model: Any, layers: Sequence[int], script: Script | Tensor, needs: Sequence[str] = ()
 ) -> Scripted:
     """Wrap a model with a script, as `tokenprune.wrap` does with its own methods."""
     return attach_method(model, Scripted(layers, script, needs))
@@ -77,7 +125,7 @@ def attach_method(model: Any, method: Scripted) -> Scripted:
 
 @contextmanager
 def scripted(
-    model: Any, layers: Sequence[int], script: Tensor, needs: Sequence[str] = ()
+    model: Any, layers: Sequence[int], script: Script | Tensor, needs: Sequence[str] = ()
 ) -> Iterator[Scripted]:
     """The model wrapped with a script inside, and unwrapped after."""
     method = attach(model, layers, script, needs)
@@ -87,7 +135,9 @@ def scripted(
         tp.unwrap(model)
 
 
-def alive_table(row: Batch, layers: Sequence[int], script: Tensor, num_layers: int) -> Tensor:
+def alive_table(
+    row: Batch, layers: Sequence[int], script: Script | Tensor, num_layers: int
+) -> Tensor:
     """Which tokens each layer must compute on: bool, (num_layers, length), for an unpadded row.
 
     Parameters
@@ -96,16 +146,28 @@ def alive_table(row: Batch, layers: Sequence[int], script: Tensor, num_layers: i
         Of one row.
     layers : sequence of int
         The layer that each module follows.
-    script : bool, (modules, images, height, width)
+    script : Script, or its `keep`
+        Of one row.
     num_layers : int
     """
-    visual = (row["input_ids"][0] == IMAGE_TOKEN).cpu()
+    script = Script(script) if isinstance(script, Tensor) else script
+    ids = row["input_ids"][0].cpu()
+    visual = ids == IMAGE_TOKEN
     table = torch.ones(num_layers, len(visual), dtype=torch.bool)
-    for layer, keep in zip(layers, script, strict=True):
+    must = torch.zeros_like(visual)
+    must[-1] = True  # the next word is read off it
+    if "labels" in row:  # likewise each word of an answer, which stays itself
+        answer = row["labels"][0].cpu() != -100
+        must |= answer
+        must[:-1] |= answer[1:]
+    for word in SPARED:
+        must |= ids == word
+    words = torch.ones_like(visual)
+    for module, layer in enumerate(layers):
         stays = torch.ones_like(visual)
-        stays[visual] = keep.flatten()[: int(visual.sum())]
-        stays[-1] = True  # the next word is read off it
-        if "labels" in row:  # likewise each word of an answer
-            stays[:-1] |= row["labels"][0, 1:].cpu() != -100
-        table[layer + 1 :] &= stays
+        stays[visual] = script.keep[module].flatten()[: int(visual.sum())]
+        if script.words is not None and visual.any():
+            words &= visual | script.words[module][: len(visual)]
+        now = (stays & words) | must
+        table[layer + 1 :] = now if script.revives else now & table[-1]
     return table.to(row["input_ids"].device)

@@ -44,6 +44,7 @@ def make_context(seed, batch=2, text=5, drop=0.0, images=1):
         layout=layout,
         weight=layout.mask.float(),
         prompt=~mask,
+        text=torch.zeros_like(mask),
         received={"visual": received(), "prompt": received()},
         hidden_states=torch.zeros(batch, length, 4),
         positions=torch.arange(length).expand(batch, -1),

@@ -43,7 +43,7 @@ def test_forward(device: str, attn: str, case: Case) -> None:
         for n in range(case.rows):
             alone = row_alone(batch, n)
             there = batch["attention_mask"][n].bool()
-            method.script = script[:, n : n + 1]
+            method.follow(script[:, n : n + 1])
             single = model(**alone).logits
             text = is_text(alone)[0]
             assert_close(logits[n, there][text], single[0, text], f"row {n}")
@@ -88,7 +88,7 @@ def test_generate(device: str, arguments: dict, case: Case) -> None:
         assert torch.equal(ids[:, :length], batch["input_ids"])
         for n in range(case.rows):
             alone = row_alone(batch, n)
-            method.script = script[:, n : n + 1]
+            method.follow(script[:, n : n + 1])
             single = model.generate(**alone, max_new_tokens=steps, do_sample=False, **arguments)
             answer = single[0, alone["input_ids"].shape[1] :]
             padded = torch.full((ids.shape[1] - length,), PAD, device=ids.device)

@@ -1,6 +1,7 @@
 """Invariant 5: what the cache of each layer holds, and everything that goes on from it."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -139,14 +140,15 @@ def test_second_turn_with_a_new_image(
     """Both turns' images are pruned, each in its own turn, and words go on from there."""
     model = model_of(attn, device)
     batch, script = case.batch(device), case.script()
-    second = Case((later,) * case.rows, "left", case.layers, case.shares[::-1], seed)
+    rows = (later,) * case.rows
+    second = replace(case, prompts=rows, padding="left", shares=case.shares[::-1], seed=seed)
     more, script_2 = second.batch(device), second.script()
     words = make_batch([(2,)] * case.rows, device=device, seed=seed)
     turns = [Turn(model) for _ in range(case.rows)]
     with torch.no_grad(), scripted(model, case.layers, script) as method:
         mask = batch["attention_mask"]
         cache = prefill(model, batch).past_key_values
-        method.script = script_2
+        method.follow(script_2)
         pixels = {"pixel_values": more["pixel_values"]}
         for new, extra in ((more, pixels), (words, {})):
             length = new["input_ids"].shape[1]

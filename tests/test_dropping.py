@@ -95,7 +95,7 @@ def test_text_is_never_dropped(device: str, case: Case) -> None:
     model = model_of(device=device)
     batch = case.batch(device)
     text = is_text(batch).cpu().numpy()
-    nothing = torch.zeros_like(case.script())
+    nothing = case.script().all(False)
     with torch.no_grad(), scripted(model, case.layers, nothing):
         model(**batch)
         stats = tp.stats(model)

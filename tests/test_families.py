@@ -43,16 +43,31 @@ class Patterned(Method):
     share : float
         Of all places, how many each module keeps.
     seed : int
+    revives : bool
+        Whether tokens come back.
+    needs : sequence of str
+        Asked for, and not used.
     """
 
-    def __init__(self, layers: tuple[int, ...], share: float, seed: int) -> None:
+    def __init__(
+        self,
+        layers: tuple[int, ...],
+        share: float,
+        seed: int,
+        revives: bool = False,
+        needs: tuple[str, ...] = (),
+    ) -> None:
         super().__init__()
         self.layers = layers
+        self.revives = revives
+        self.needs = frozenset(needs)
+        self.contexts: list[Context] = []
         generator = torch.Generator().manual_seed(seed)
         self.table = torch.rand(len(layers), _MOST, _MOST, generator=generator) < share
 
     def select(self, context: Context) -> Selection:
         layout = context.layout
+        self.contexts.append(context)
         return Selection(keep=self.table[context.module, layout.row + 1, layout.col + 1])
 
     def alive(self, family: Family, model: Any, sample: Any, num_layers: int) -> Tensor:
@@ -64,7 +79,7 @@ class Patterned(Method):
                 row, col = -1, -1
             stays = True
             for layer, table in zip(self.layers, self.table, strict=True):
-                stays = stays and bool(table[row + 1, col + 1])
+                stays = (stays or self.revives) and bool(table[row + 1, col + 1])
                 alive[layer + 1 :, position] = stays
         return alive
 
@@ -80,6 +95,7 @@ class Case:
     gap: int
     share: float
     seed: int
+    revives: bool
 
     def samples(self, family: Family, model: Any) -> list[Any]:
         return [
@@ -93,7 +109,7 @@ class Case:
         # Before the first layer too, where no layer adds image features.
         first = max(earliest + self.first, earliest or -1)
         second = min(first + self.gap, len(adapter.decoder_layers(model)) - 2)
-        return Patterned((first, second), self.share, self.seed)
+        return Patterned((first, second), self.share, self.seed, self.revives)
 
 
 def cases(family: Family) -> st.SearchStrategy[Case]:
@@ -108,6 +124,7 @@ def cases(family: Family) -> st.SearchStrategy[Case]:
         gap=st.integers(1, 2),
         share=st.sampled_from([0.0, 0.3, 0.7, 1.0]),
         seed=st.integers(0, 2**16),
+        revives=st.booleans(),
     )
 
 
@@ -211,7 +228,10 @@ def test_equals_the_masked_model(name: str, family: Family, case: Case) -> None:
 
 
 def masked(model: Any, layers: Any, batch: Any, alive: Tensor) -> Tensor:
-    """The model at full length; each layer's mask hides what is gone, but not from itself."""
+    """The model at full length; each layer's mask hides what is gone, but not from itself.
+
+    The state of what is gone stays as it is.
+    """
 
     def hide(n: int) -> Callable[..., Any]:
         def hook(_: Any, args: Any, kwargs: Any) -> Any:
@@ -226,14 +246,42 @@ def masked(model: Any, layers: Any, batch: Any, alive: Tensor) -> Tensor:
 
         return hook
 
+    def freeze(n: int) -> Callable[..., Any]:
+        def hook(_: Any, args: Any, kwargs: Any, output: Any) -> Any:
+            before = args[0] if args else kwargs["hidden_states"]
+            after = output[0] if isinstance(output, tuple) else output
+            after = torch.where(alive[n][..., None], after, before)
+            return (after, *output[1:]) if isinstance(output, tuple) else after
+
+        return hook
+
     handles = [
         layer.register_forward_pre_hook(hide(n), with_kwargs=True) for n, layer in enumerate(layers)
-    ]
+    ] + [layer.register_forward_hook(freeze(n), with_kwargs=True) for n, layer in enumerate(layers)]
     try:
         return logits(model, batch)
     finally:
         for handle in handles:
             handle.remove()
+
+
+@over(2)
+def test_the_gone_are_scored_as_if_there(name: str, family: Family, case: Case) -> None:
+    """One layer after they went they are what they would be: so is the attention they receive."""
+    model = built(name)
+    batch = family.join(model, case.samples(family, model), case.padding)
+    first = max(0, case.method(model).layers[0])
+    found = {}
+    for share in (2.0, case.share):
+        needs = ("prompt",)
+        method = Patterned((first, first + 1), share, case.seed, revives=True, needs=needs)
+        with wrapped(model, method):
+            logits(model, batch)
+        layout = method.contexts[-1].layout
+        found[share] = method.contexts[-1].received["prompt"]
+    for part in ("total", "seen_by"):
+        kept, gone = (getattr(found[share], part)[layout.mask] for share in (2.0, case.share))
+        assert_close(gone, kept, part)
 
 
 @over(4, limit="rows")
@@ -349,7 +397,8 @@ def test_every_method(name: str, family: Family, case: Case) -> None:
     batch = family.join(model, samples, "left")
     first = adapter_for(model).first_layer(model)
     asked = {"max_new_tokens": 2, "do_sample": False}
-    for config in methods(first):
+    rows, cols = adapter_for(model).grid(model)
+    for config in methods(first, 0.9 * rows * cols):
         if first and config in BEFORE:
             with pytest.raises(ValueError, match="this decoder adds image features"):
                 tp.wrap(model, config)
@@ -379,14 +428,16 @@ BEFORE: tuple[MethodConfig, ...] = (
 )
 
 
-def methods(first: int) -> tuple[MethodConfig, ...]:
+def methods(first: int, target: float) -> tuple[MethodConfig, ...]:
     """Those that ask nothing of the tower, at the layers from `first` on."""
+    places = (first, first + 1)
     return (
         *BEFORE,
+        tp.ATPConfig(layers=places, target_tokens=target, revival=True, text_threshold=0.5),
         tp.FastVConfig(layer=first, keep=0.4),
         tp.IDSelectionConfig(layer=first, keep=0.4),
-        tp.PyramidDropConfig(layers=(first, first + 1)),
-        tp.SparseVLMConfig(layers=(first, first + 1)),
+        tp.PyramidDropConfig(layers=places),
+        tp.SparseVLMConfig(layers=places),
     )
 
 

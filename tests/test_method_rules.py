@@ -58,6 +58,7 @@ def context_of(seed: int, rows: Sequence[Sequence[int | str]], layer: int = 0) -
         layout=layout,
         weight=layout.mask.float(),
         prompt=prompt,
+        text=torch.zeros_like(prompt),
         received={
             "last": Received(draw(batch, length), ones, ones[:, 0]),
             "each": Received(each, torch.ones(batch, texts, length), torch.ones(batch, texts)),

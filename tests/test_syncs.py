@@ -17,7 +17,7 @@ from tokenprune import adapters
 
 from .cases import LAYERS, model_of
 from .models import IMAGE, make_batch, tiny_llava
-from .scripted import scripted
+from .scripted import Script, scripted
 
 OURS = (str(Path(tp.__file__).parent), str(Path(adapters.__file__).parent))
 LIBRARIES = ("/torch/", "/einops/")
@@ -95,11 +95,15 @@ def test_reads_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @pytest.mark.parametrize("rows", [1, 3])
-def test_one_read_per_module(monkeypatch: pytest.MonkeyPatch, attn: str, rows: int) -> None:
+@pytest.mark.parametrize("revives", [False, True])
+def test_one_read_per_module(
+    monkeypatch: pytest.MonkeyPatch, attn: str, rows: int, revives: bool
+) -> None:
     model = model_of(attn)
     batch = make_batch([(3, IMAGE, 4), (5,), (1, IMAGE, 2, IMAGE, 3)][:rows])
     generator = torch.Generator().manual_seed(0)
-    script = torch.rand(3, rows, 2, 6, 6, generator=generator) < 0.6
+    keep = torch.rand(3, rows, 2, 6, 6, generator=generator) < 0.6
+    script = Script(keep, torch.rand(3, rows, 99, generator=generator) < 0.6, revives)
     with torch.no_grad(), scripted(model, (0, 1, 3), script, ("visual", "prompt")):
         with reads(monkeypatch) as found:
             out = model(**batch, use_cache=True)

@@ -31,7 +31,7 @@ PARTS = {
 
 
 def main() -> None:
-    """Measure what is missing, then write the page."""
+    """Measure what is missing, or write the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one seed, few questions, few steps")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
@@ -48,10 +48,11 @@ def main() -> None:
         setting = QUICK if options.quick else FULL
         for name in options.only:
             PARTS[name].run(setting, results, options.work)
-    page = options.render or results / "reproduction.md"
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(render(results, page.parent), encoding="utf-8")
-    print(page)
+    if options.quick or options.render:
+        page = options.render or results / "reproduction.md"
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_text(render(results, page.parent), encoding="utf-8")
+        print(page)
 
 
 if __name__ == "__main__":

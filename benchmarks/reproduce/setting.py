@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -130,5 +131,15 @@ def atp(setting: Setting, seed: int, work: Path, name: str = "atp", **choices: A
     start(model, seed, target)
     drawn = samples("train", BATCH * setting.steps, seed)
     train_heads(model, processor(), drawn, RATE)
-    tp.save_heads(model, folder)
+    # Renamed when whole: another process may be looking for it.
+    with TemporaryDirectory(dir=made(work / setting.name)) as unfinished:
+        tp.save_heads(model, Path(unfinished) / name)
+        with suppress(OSError):
+            (Path(unfinished) / name).rename(folder)
     return model
+
+
+def made(folder: Path) -> Path:
+    """A folder, made if it is not there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

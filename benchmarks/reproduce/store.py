@@ -54,7 +54,7 @@ class Store:
         """The row with these values, measured if it is not there."""
         found = self.find(**keys)
         if found is None:
-            found = {**keys, **make()}
+            found = {**make(), **keys}
             self.rows.append(found)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             text = json.dumps(self.written, indent=1, ensure_ascii=False)

@@ -106,10 +106,16 @@ def plain(
     """The methods whose counts follow from their configuration."""
     shape = load().config
     total, depth = shape.image_seq_length, shape.text_config.num_hidden_layers
+    same = at_mean(share, total, depth)
     for name, config in configs(share, total, depth).items():
-        if config is not None:
-            made = partial(wrapped, config, setting, seed)
-            store.once(made, method=name, share=share, block=block, seed=seed)
+        if config is None:
+            continue
+        made = partial(wrapped, config, setting, seed)
+        # Before the decoder both budgets are one, measured once.
+        before = store.find(method=name, share=share, block="mean", seed=seed)
+        if before is not None and config == same.get(name):
+            made = partial(dict, before)
+        store.once(made, method=name, share=share, block=block, seed=seed)
 
 
 def adaptive(store: Store, setting: Setting, seed: int, share: float, block: str) -> None:
@@ -135,20 +141,25 @@ def best_fastv(store: Store, setting: Setting, seed: int) -> None:
     shape = load().config
     total, depth = shape.image_seq_length, shape.text_config.num_hidden_layers
     drawn = samples("validation", min(220, setting.questions), 7)
-    for share in setting.shares:
+    name = "FastV, layer chosen on validation"
+
+    def chosen(share: float) -> int:
         tried: dict[int, float] = {}
-
-        def made(share: float = share, tried: dict[int, float] = tried) -> dict[str, Any]:
-            for layer in (0, 1, 2, 3, 4, 5, 6, 7):
-                keep = fastv_at(layer, share, total, depth)
-                if keep is not None:
-                    model = tp.wrap(load(), tp.FastVConfig(layer=layer, keep=keep))
-                    tried[layer] = accuracy(model, processor(), drawn)["overall"]
-            layer = max(tried, key=lambda n: tried[n])
+        for layer in range(8):
             keep = fastv_at(layer, share, total, depth)
-            assert keep is not None
-            config = tp.FastVConfig(layer=layer, keep=keep)
-            return {"layer": layer, **wrapped(config, setting, seed)}
+            if keep is not None:
+                model = tp.wrap(load(), tp.FastVConfig(layer=layer, keep=keep))
+                tried[layer] = accuracy(model, processor(), drawn)["overall"]
+        return max(tried, key=lambda n: tried[n])
 
-        name = "FastV, layer chosen on validation"
-        store.once(made, method=name, share=share, block="mean", seed=seed)
+    def made(share: float) -> dict[str, Any]:
+        # The choice is of all seeds.
+        before = store.find(method=name, share=share, block="mean")
+        layer = before["layer"] if before else chosen(share)
+        keep = fastv_at(layer, share, total, depth)
+        assert keep is not None
+        config = tp.FastVConfig(layer=layer, keep=keep)
+        return {"layer": layer, **wrapped(config, setting, seed)}
+
+    for share in setting.shares:
+        store.once(partial(made, share), method=name, share=share, block="mean", seed=seed)

@@ -32,6 +32,8 @@ COLUMNS = {
     "test_beams": "beams",
     "test_every_token_knows_its_place": "places",
     "test_training_teaches_the_heads_and_nothing_else": "training",
+    "test_the_gone_are_scored_as_if_there": "revival",
+    "test_every_method": "other methods",
 }
 _HEAD = """# Families
 
@@ -47,6 +49,9 @@ released weights were at hand.
 - **cached = uncached**: `generate`, also against each row alone; **beams**: two, two answers
 - **places**: row and column of each visual token against a construction of its own
 - **training**: a finite, non-zero gradient at every head's parameter and nowhere else
+- **revival**: tokens that are gone are scored as they would be if they were there
+- **other methods**: those that ask nothing of the vision tower, and ATP with its extensions, decide
+  for a row as for the row alone, and generate with a cache as without
 
 ✓ holds, ✗ does not, n/a the family itself cannot (below). *Adapter*: the file in `adapters/`, or
 *generic* where structure says all.

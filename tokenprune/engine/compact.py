@@ -41,6 +41,17 @@ class Survivors:
         """These survivors, of whom `later` names those that survive once more."""
         return Survivors(self.index.gather(1, later.index), later.valid)
 
+    def beside(self, others: Survivors) -> Survivors:
+        """These and then those, padding in between and behind."""
+        index = torch.cat([self.index, others.index], dim=1)
+        if self.valid is None and others.valid is None:
+            return Survivors(index, None)
+        parts = [
+            torch.ones_like(some.index, dtype=torch.bool) if some.valid is None else some.valid
+            for some in (self, others)
+        ]
+        return Survivors(index, torch.cat(parts, dim=1))
+
 
 def survivors(alive: Tensor, slots: int, ragged: bool) -> Survivors:
     """The True positions of `alive`.

@@ -84,6 +84,7 @@ class Engine(nn.Module):
         text_config = self.adapter.text_config(model)
         self.num_layers = len(layers)
         self.attention = register(text_config._attn_implementation or "eager")
+        self._special_ids = self.adapter.special_ids(model)
         self._causal = self.adapter.causal and not has_windows(text_config)
         if self.attention == wrapped_name("flash_attention_2") and not self._causal:
             raise ValueError(
@@ -219,6 +220,7 @@ class Engine(nn.Module):
             prompt_length=prompt_length,
             soft=soft,
             causal=self._causal,
+            special=None if layout is None else self._special(core, inputs),
         )
 
     def _locate(self, core: nn.Module, inputs: dict[str, Any]) -> VisualLayout | None:
@@ -237,6 +239,13 @@ class Engine(nn.Module):
         once = {n: value[::copies] for n, value in tokens.items()}
         layout = self.adapter.locate(core, {**inputs, **once, **sizes})
         return layout if copies == 1 else layout.repeat_rows(copies)
+
+    def _special(self, core: nn.Module, inputs: dict[str, Any]) -> Tensor | None:
+        """Text that always stays: bool, (batch, length). None: all of it."""
+        if self.method.spared_ids is None:
+            return None
+        spared = sorted({*self._special_ids, *self.method.spared_ids})
+        return self.adapter.any_of(core, inputs, spared)
 
     def _after_core(self, core: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         frame = frames.top(self)
@@ -279,7 +288,7 @@ class Engine(nn.Module):
             if run.soft:
                 recompute.check(module)
                 recompute.remember(run.replay, kwargs)
-            elif run.layout is not None:
+            elif run.first is not None:
                 recompute.check_dropping(module)
             tower = None
             if self.tower_layer:
@@ -289,7 +298,7 @@ class Engine(nn.Module):
                 given = _replaced(args, kwargs, first)
         args, kwargs = given
         with recompute.kept_tensors():
-            changed = run.adapt(layer, kwargs)
+            changed = run.enter_layer(layer, module, kwargs)
         return (args, changed)
 
     def _after_first_layer(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:

@@ -6,7 +6,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
-__all__ = ["causal_float", "decode_mask", "select_mask", "soften", "to_4d"]
+__all__ = ["causal_float", "decode_mask", "places_mask", "select_mask", "soften", "to_4d"]
 
 
 def causal_float(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -19,6 +19,20 @@ def decode_mask(valid: Tensor, keys: int) -> Tensor:
     """The mask of one new token over ragged keys: bool, (batch, keys); the tail is all there."""
     batch, slots = valid.shape
     return torch.cat([valid, valid.new_ones(batch, keys - slots)], dim=1)
+
+
+def places_mask(rows: Tensor, columns: Tensor, columns_valid: Tensor | None) -> Tensor:
+    """The causal rule by the places of queries and keys: bool, (batch, 1, queries, keys).
+
+    Parameters
+    ----------
+    rows, columns : int64, (batch, queries) and (batch, keys)
+        In any order.
+    columns_valid : bool, (batch, keys), optional
+        False at padding slots, which nobody sees.
+    """
+    seen = columns[:, None] <= rows[:, :, None]
+    return (seen if columns_valid is None else seen & columns_valid[:, None])[:, None]
 
 
 def select_mask(

@@ -59,13 +59,14 @@ class Record:
 
     def alive(self) -> Tensor:
         """The positions, without padding, of each layer: bool, (layers, batch, length)."""
-        now = self.present
-        if now is None:
-            now = torch.ones_like(self.layout.mask)
+        present = self.present
+        if present is None:
+            present = torch.ones_like(self.layout.mask)
+        now = present
         layers = []
         decisions = {d.layer: d for d in self.decisions}
         for layer in range(-1, self.num_layers):
             layers.append(now)
             if layer in decisions:
-                now = decisions[layer].alive(now) & now
+                now = decisions[layer].alive(now) & present
         return torch.stack(layers[1:])

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..kernels import attention_received
@@ -16,38 +15,17 @@ from ..methods.base import Context, Method, Received, Selection, Tower, Trace
 from . import keys as cache_keys
 from .attention import backend_of
 from .caches import check_supported, widen_first_layer, without_windows
-from .compact import Survivors, gather_hidden, gather_positions, scatter_hidden, survivors
+from .compact import Survivors, gather_hidden, scatter_hidden, survivors
 from .frames import TowerPass
-from .masks import causal_float, decode_mask, select_mask, soften, to_4d
+from .inputs import LayerInputs
+from .masks import to_4d
 from .queries import query_group
 from .record import Decision, Record
+from .revival import Departed, KeysMade, all_again, keys_of
+from .stage import Stage, first_stage
 from .tower import read_tower
 
-__all__ = ["Run", "Stage"]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """The tokens that the layers between two modules compute on.
-
-    Attributes
-    ----------
-    kept : Survivors, optional
-        Which of the pass's positions they are. None: all.
-    layout : VisualLayout
-    prompt : bool, (batch, tokens)
-        Text that may speak in a score.
-    present : bool, (batch, tokens), optional
-        False at padding. None: no padding.
-    read : bool, (batch, tokens)
-        Where a next token is read off: these stay, whatever they are.
-    """
-
-    kept: Survivors | None
-    layout: VisualLayout
-    prompt: Tensor
-    present: Tensor | None
-    read: Tensor
+__all__ = ["Run"]
 
 
 class Run:
@@ -72,6 +50,8 @@ class Run:
         Soften the tokens instead of dropping them.
     causal : bool
         Whether the decoder's own rule is causal and nothing else (no sliding window).
+    special : bool, (batch, length), optional
+        Text that the method may not drop. None: all of it.
     """
 
     def __init__(
@@ -85,6 +65,7 @@ class Run:
         prompt_length: int | None,
         soft: bool,
         causal: bool,
+        special: Tensor | None,
     ) -> None:
         self.method = method
         self.num_layers = num_layers
@@ -97,7 +78,6 @@ class Run:
         self.cache: Any = None
         self.old_keys: dict[int, cache_keys.LayerKeys] = {}
         self.new_keys: dict[int, cache_keys.LayerKeys] = {}
-        self.stage: Stage | None = None
         self.decisions: list[Decision] = []
         self.counts: list[Tensor] = []
         self.weight: Tensor | None = None
@@ -107,43 +87,22 @@ class Run:
         self.drops: dict[int, tuple[Any, Survivors | None, Survivors, Tensor | None]] = {}
         self.memory: Any = None
         self.tower: Tower | None = None
+        self.inputs = LayerInputs(self)
+        self.departed: Departed | None = None
         self._received: dict[int, dict[str, Received]] = {}
-        self._memo: dict[tuple[Any, ...], tuple[Any, Any]] = {}
+        # The mask that the present layer was given, and of the tokens that may come back to it
+        # their keys, with who would see them.
+        self._given: Tensor | None = None
+        self._back: tuple[Tensor, Tensor] | None = None
+        self._only_keys = False
         # The rule of the tokens' order is causal and nothing else: a 2-D mask only says padding.
         self.plain = causal and (attention_mask is None or attention_mask.ndim == 2)
-        self.present: Tensor | None = None
-        self.layout = layout
+        self.first: Stage | None = None
+        self.stage: Stage | None = None
         if layout is not None:
-            self._begin(layout, attention_mask, labels, prompt_length)
-
-    def _begin(
-        self,
-        layout: VisualLayout,
-        attention_mask: Tensor | None,
-        labels: Tensor | None,
-        prompt_length: int | None,
-    ) -> None:
-        shape = layout.mask.shape
-        if attention_mask is not None and attention_mask.ndim == 2:
-            self.present = attention_mask[:, -shape[1] :].bool().to(layout.mask.device)
-            layout = replace(layout, mask=layout.mask & self.present)
-        prompt = ~layout.mask
-        if self.present is not None:
-            prompt = prompt & self.present
-        present = layout.mask.new_ones(shape) if self.present is None else self.present
-        last = (torch.arange(shape[1], device=present.device) * present).argmax(1)
-        read = torch.zeros_like(present).scatter(1, last[:, None], True)
-        if labels is not None and labels.shape == shape:
-            answer = labels.to(prompt.device) != -100
-            prompt = prompt & ~answer
-            read[:, :-1] |= answer[:, 1:] & present[:, :-1]
-        if prompt_length is not None:
-            prompt[:, prompt_length:] = False
-            read[:, prompt_length - 1] |= present[:, prompt_length - 1]
-        self.layout = layout
-        self.stage = Stage(None, layout, prompt, self.present, read)
-        self.weight = layout.mask.float()
-        self.visual_tokens = layout.counts()
+            self.first = first_stage(layout, attention_mask, labels, prompt_length, special)
+            self.stage = self.first
+            self.weight = self.first.layout.mask.float()
 
     # -- before a layer ------------------------------------------------------------------------
 
@@ -159,12 +118,13 @@ class Run:
             cache_keys.check_cache(cache, self.old_keys, self.past, hidden.shape[0])
         elif cache is not None:
             cache_keys.forget(cache)  # emptied since, and used again
-        if self.layout is None:
+        if self.first is None:
             return
-        if self.layout.mask.shape != hidden.shape[:2]:
+        located = self.first.layout.mask.shape
+        if located != hidden.shape[:2]:
             raise RuntimeError(
                 f"The decoder runs on {tuple(hidden.shape[:2])} tokens, but the inputs locate "
-                f"visual tokens among {tuple(self.layout.mask.shape)}: the decoder was called with "
+                f"visual tokens among {tuple(located)}: the decoder was called with "
                 "something other than the core's inputs."
             )
         if self.soft and self.past:
@@ -206,88 +166,31 @@ class Run:
         self.new_keys[0] = cache_keys.widened(self.old_keys.get(0), self.past, kept, self.length)
         cache_keys.store(self.cache, self.new_keys)
 
-    def adapt(self, layer: int, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """What a layer is given: this stage's mask and positions."""
-        kept = None if self.stage is None else self.stage.kept
-        given = kwargs.get("attention_mask")
-        softened = self.soft and bool(self.decisions)
-        if kept is None and layer not in self.old_keys and not softened:
-            return kwargs
-        kwargs = dict(kwargs)
-        if softened:
-            mask = self._remember(("soft", id(given)), given, lambda: self._softened(given))
-            self.replay[layer] = mask
-        else:
-            mask = self._remember(
-                ("mask", id(given), id(self.old_keys.get(layer))),
-                given,
-                lambda: self._selected(given, layer),
-            )
-        kwargs["attention_mask"] = mask
-        if kept is not None:
-            index = kept.index if self.method.keeps_positions else self._first(kept.index.shape[1])
-            for name, value in kwargs.items():
-                # Some decoders have two kinds of embeddings, for two kinds of layers; some have
-                # experts of their own for visual tokens.
-                if name.startswith("position_") or name.endswith("_type_ids"):
-                    axis = -1 if name.endswith("_ids") else -2
-                    if value is not None:
-                        kwargs[name] = self._remember(
-                            (name, id(value)), value, _gatherer(value, index, axis)
-                        )
-        return kwargs
+    def enter_layer(self, layer: int, module: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What a layer is given, and a look at what may come back after it."""
+        self._given, self._back = kwargs.get("attention_mask"), None
+        departed = self.departed
+        asked = self.method.needs and layer in self.method.layers
+        if asked and departed is not None and departed.gone is not None:
+            self._back = self._look_back(layer, module, kwargs, departed.gone, departed.states)
+        return self.inputs.adapt(layer, kwargs)
 
-    def _first(self, slots: int) -> Tensor:
-        """Where each row's first tokens stand, padding left out: int64, (batch, slots)."""
-        assert self.layout is not None
-        mask = self.layout.mask
-        there = torch.ones_like(mask) if self.present is None else self.present
-        return (~there).byte().argsort(dim=1, stable=True)[:, :slots]
-
-    def _remember(self, key: tuple[Any, ...], source: Any, make: Callable[[], Any]) -> Any:
-        """Make once per stage. The source is held, so that its id stays its own."""
-        if key not in self._memo:
-            self._memo[key] = (source, make())
-        return self._memo[key][1]
-
-    def _softened(self, given: Tensor | None) -> Tensor:
-        assert self.weight is not None
-        assert self.layout is not None
-        if self.backend.startswith("flash"):
-            raise ValueError(
-                "flash_attention_2 takes no additive mask, which training the heads needs: load "
-                'the model with attn_implementation="sdpa" to train, and with flash attention to '
-                "run."
-            )
-        factor = torch.where(self.layout.mask, self.weight, 1.0)
-        return soften(given, factor, self.method.floor, self.dtype)
-
-    def _selected(self, given: Tensor | None, layer: int) -> Any:
-        """The mask over the keys this layer really has."""
-        kept = None if self.stage is None else self.stage.kept
-        held = self.old_keys.get(layer)
-        if self.past == 0 and (self.plain or given is None):
-            assert kept is not None
-            # Survivors stand in order with padding behind them: plain causal attention is right.
-            if self.backend != "eager":
-                return None
-            return causal_float(kept.index.shape[1], self.dtype, kept.index.device)
-        if given is None:
-            # One new token that sees all there is, or flash attention, causal by itself.
-            valid = None if held is None else held.valid
-            if valid is None:
-                return None
-            queries = self.length if kept is None else kept.index.shape[1]
-            mask = decode_mask(valid, self.cache.get_seq_length(layer) + queries)
-            return mask if self.backend.startswith("flash") else mask[:, None, None, :]
-        like = kept.index if kept is not None else held.index  # type: ignore[union-attr]
-        rows = None if kept is None else kept.index
-        rows_valid = None if kept is None else kept.valid
-        every = torch.arange(self.length, device=like.device).expand(like.shape[0], -1)
-        fresh = every if rows is None else rows
-        # The keys this layer is about to have are the mask's columns.
-        keys = cache_keys.extend(held, self.past, fresh, rows_valid, self.length)
-        return select_mask(given, keys.index, keys.valid, rows, rows_valid)
+    def _look_back(
+        self,
+        layer: int,
+        module: nn.Module,
+        kwargs: dict[str, Any],
+        gone: Survivors,
+        states: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """The keys here of tokens that are gone, and who would see them."""
+        given = {**kwargs, **self.inputs.positions(kwargs, gone)}
+        self._only_keys = True
+        try:
+            key = keys_of(module.forward, gather_hidden(states, gone.index), given)
+        finally:
+            self._only_keys = False
+        return key, self.inputs.mask_with(self._given, layer, gone)
 
     # -- inside a layer ------------------------------------------------------------------------
 
@@ -305,16 +208,28 @@ class Run:
         layer = getattr(module, "layer_idx", None)
         if self.stage is None or self.closed or layer not in self.method.layers:
             return
+        if self._only_keys:
+            raise KeysMade(key)
         if not self.method.needs:
             return
         assert self.weight is not None
         names = sorted(self.method.needs)
-        groups = [query_group(name, self._here(self.weight), self.stage.prompt) for name in names]
+        here = self._here(self.weight, self.stage)
+        groups = [query_group(name, here, self.stage.prompt) for name in names]
         weights = torch.cat(groups, dim=1).detach()
+        own = query.shape[2]  # of the keys, the last are this pass's own tokens
+        if self._back is not None:
+            others, mask = self._back
+            key = torch.cat([key, others], dim=2)
+            own += others.shape[2]
+        elif self.soft and self.method.revives:
+            mask = self._given  # as if nothing were gone
         mask = to_4d(mask, query.shape[2], key.shape[2])
         total, seen_by = attention_received(query, key, weights, mask, scaling, softcap)
-        own = query.shape[2]  # of the keys, the last are this pass's own tokens
-        answers = (total[..., -own:], seen_by[..., -own:], weights.sum(dim=2))
+        total, seen_by = total[..., -own:], seen_by[..., -own:]
+        if self.departed is not None:
+            total, seen_by = self._at_full_length(total), self._at_full_length(seen_by)
+        answers = (total, seen_by, weights.sum(dim=2))
         sizes = [group.shape[1] for group in groups]
         by_group = zip(*(a.split(sizes, dim=1) for a in answers), strict=True)
         self._received[layer] = {
@@ -322,20 +237,29 @@ class Run:
             for name, of_group in zip(names, by_group, strict=True)
         }
 
-    def _here(self, weight: Tensor) -> Tensor:
-        """A weight over the pass's positions, read at this stage's tokens."""
+    def _at_full_length(self, values: Tensor) -> Tensor:
+        """Values of the tokens here and then of those gone, at their places: (batch, n, length)."""
         assert self.stage is not None
-        kept = self.stage.kept
-        if kept is None:
+        assert self.stage.kept is not None
+        assert self.departed is not None
+        gone = self.departed.gone
+        all_of_them = self.stage.kept if gone is None else self.stage.kept.beside(gone)
+        full = scatter_hidden(rearrange(values, "b n t -> b t n"), all_of_them, self.length)
+        return rearrange(full, "b t n -> b n t")
+
+    @staticmethod
+    def _here(weight: Tensor, stage: Stage) -> Tensor:
+        """A weight over the pass's positions, read at a stage's tokens."""
+        if stage.kept is None:
             return weight
-        return weight.gather(1, kept.index) * self.stage.layout.mask
+        return weight.gather(1, stage.kept.index) * stage.layout.mask
 
     # -- after a layer -------------------------------------------------------------------------
 
     def decide(self, module: int, layer: int, hidden: Tensor) -> Tensor:
         """Let the method decide after a layer, and act on it."""
-        stage = self.stage
-        if stage is None or self.weight is None:
+        stage, states = self.stage, hidden
+        if stage is None or self.first is None:
             return hidden
         if self.method.needs and layer >= 0 and layer not in self._received:
             raise RuntimeError(
@@ -343,24 +267,30 @@ class Run:
                 "implementation was changed after tokenprune.wrap. Call tokenprune.unwrap(model), "
                 "change it, and wrap again."
             )
-        context = self._context(module, layer, stage, hidden)
+        if self.departed is not None:
+            stage, states = all_again(self.first, stage, hidden, self.departed)
+        context = self._context(module, layer, stage, states)
         # Autocast would run the thresholds in half precision.
         with torch.autocast(hidden.device.type, enabled=False):
             selection = self.method.select(context)
         if self.soft:
             self._soften(layer, stage, selection)
             return hidden
-        return self._drop(layer, stage, selection, hidden)
+        return self._drop(layer, stage, selection, states, hidden)
 
     def _context(self, module: int, layer: int, stage: Stage, hidden: Tensor) -> Context:
         assert self.weight is not None
         every = torch.arange(self.length, device=hidden.device).expand(hidden.shape[0], -1)
+        weight = (
+            stage.layout.mask.float() if self.method.revives else self._here(self.weight, stage)
+        )
         return Context(
             module=module,
             layer=layer,
             layout=stage.layout,
-            weight=self._here(self.weight).detach(),
+            weight=weight.detach(),
             prompt=stage.prompt,
+            text=stage.text,
             received=self._received.pop(layer, {}),
             hidden_states=hidden,
             positions=every if stage.kept is None else stage.kept.index,
@@ -372,46 +302,56 @@ class Run:
         assert self.weight is not None
         assert selection.mask is not None
         # Out of place: earlier masks are in the graph.
-        self.weight = self.weight * torch.where(stage.layout.mask, selection.mask, 0.0)
-        self._memo.clear()
+        mask = torch.where(stage.layout.mask, selection.mask, 0.0)
+        self.weight = mask if self.method.revives else self.weight * mask
+        self.inputs.forget()
         self.counts.append(self.weight.sum(dim=1))
         alive = selection.keep | ~stage.layout.mask
-        if self.decisions:
+        if self.decisions and not self.method.revives:
             alive = alive & self.decisions[-1].alive(alive)
         self.decisions.append(Decision(layer, alive, selection.thresholds))
 
-    def _drop(self, layer: int, stage: Stage, selection: Selection, hidden: Tensor) -> Tensor:
+    def _drop(
+        self, layer: int, stage: Stage, selection: Selection, states: Tensor, hidden: Tensor
+    ) -> Tensor:
+        """Go on with what stays of a stage, whose tokens have these states."""
         visual = stage.layout.mask
         present = visual.new_ones(visual.shape) if stage.present is None else stage.present
-        alive = (present & (selection.keep | ~visual)) | stage.read
-        changed = hidden if selection.hidden_states is None else selection.hidden_states
-        counts = alive.sum(dim=1)
+        stays = selection.keep | ~visual
+        if selection.keep_text is not None:
+            stays = stays & (selection.keep_text | ~stage.text)
+        alive = (present & stays) | stage.read
+        gone = visual & ~alive
+        changed = states if selection.hidden_states is None else selection.hidden_states
+        counts, losses = alive.sum(dim=1), gone.sum(dim=1)
         dropped = (present & ~alive).any()
         bad = dropped.new_zeros(()) if selection.scores is None else _any_nan(selection, visual)
         # The one transfer to the host that dropping needs.
-        facts = torch.stack([counts.amax(), counts.amin(), dropped.long(), bad.long()]).tolist()
-        most, fewest, any_dropped, any_bad = facts
+        facts = [counts.amax(), counts.amin(), losses.amax(), losses.amin(), dropped, bad]
+        most, fewest, most_gone, fewest_gone, any_dropped, any_bad = torch.stack(
+            [fact.long() for fact in facts]
+        ).tolist()
         if any_bad:
             raise FloatingPointError(
                 f"The scores after decoder layer {layer} are NaN: the model's hidden states are "
                 "NaN or overflow in this precision. Try bfloat16 or float32."
             )
-        if not any_dropped:
+        if not any_dropped and stage is self.stage:
             self.decisions.append(Decision(layer, None, selection.thresholds))
             return changed
         kept = survivors(alive, most, ragged=most != fewest)
-        every = kept if stage.kept is None else stage.kept.then(kept)
-        prompt, read = (part.gather(1, kept.index) for part in (stage.prompt, stage.read))
-        if kept.valid is not None:
-            prompt, read = prompt & kept.valid, read & kept.valid
-        layout = stage.layout.gather(kept.index, kept.valid)
-        after = Stage(every, layout, prompt, kept.valid, read)
+        before = None if self.stage is None else self.stage.kept
+        self.stage = stage.survived_by(kept)
+        every = self.stage.kept
+        assert every is not None
         gathered = gather_hidden(changed, kept.index)
-        self.stage = after
-        self._memo.clear()
+        if self.method.revives:
+            left = survivors(gone, most_gone, most_gone != fewest_gone) if most_gone else None
+            self.departed = Departed(left, changed)
+        self.inputs.forget()
         self.decisions.append(Decision(layer, every, selection.thresholds))
-        merged = None if selection.hidden_states is None else gathered
-        self.drops[layer] = (weakref.ref(hidden), stage.kept, every, merged)
+        merged = None if changed is hidden else gathered
+        self.drops[layer] = (weakref.ref(hidden), before, every, merged)
         self._note_keys(layer, every)
         return gathered
 
@@ -461,8 +401,9 @@ class Run:
 
     def trace(self) -> Trace:
         """What the softened pass counted."""
+        assert self.first is not None
         return Trace(
-            self.visual_tokens.float(),
+            self.first.layout.counts().float(),
             torch.stack(self.counts),
             self.method.layers,
             self.num_layers,
@@ -470,20 +411,11 @@ class Run:
 
     def record(self) -> Record | None:
         """What this pass did, for the statistics. None: it had nothing to decide."""
-        if self.layout is None:
+        if self.first is None:
             return None
-        return Record(self.layout, self.present, tuple(self.decisions), self.num_layers)
+        return Record(self.first.layout, self.first.present, tuple(self.decisions), self.num_layers)
 
 
 def _any_nan(selection: Selection, visual: Tensor) -> Tensor:
     assert selection.scores is not None
     return (selection.scores.isnan() & visual).any()
-
-
-def _gatherer(value: Any, index: Tensor, axis: int) -> Callable[[], Any]:
-    def gather() -> Any:
-        if isinstance(value, tuple):
-            return tuple(gather_positions(v, index, axis) for v in value)
-        return gather_positions(value, index, axis)
-
-    return gather

@@ -72,6 +72,8 @@ class Context:
         product of the earlier masks when they are softened; 0 at text and padding.
     prompt : bool, (batch, tokens)
         Text that the answer does not contain.
+    text : bool, (batch, tokens)
+        Text that may be dropped: none, but for a method that names `spared_ids`.
     received : dict
         What each query group that the method `needs` gives; see `Method.needs`. Nothing before the
         first layer.
@@ -90,6 +92,7 @@ class Context:
     layout: VisualLayout
     weight: Tensor
     prompt: Tensor
+    text: Tensor
     received: dict[str, Received]
     hidden_states: Tensor
     positions: Tensor
@@ -104,7 +107,7 @@ class Selection:
     Attributes
     ----------
     keep : bool, (batch, tokens)
-        Which visual tokens stay. Values at text and padding do not matter: text always stays.
+        Which visual tokens stay. Values at text and padding do not matter.
     mask : float32 in [0, 1], (batch, tokens), optional
         The factor with which each visual token counts in training, with gradient. A trainable
         method gives it; one that is not drops in training as in inference.
@@ -112,6 +115,8 @@ class Selection:
         How much each token matters; NaN here stops the forward pass with an error.
     thresholds : float32, (batch, n), optional
         What `stats` reports as the thresholds of this module.
+    keep_text : bool, (batch, tokens), optional
+        Which of the context's `text` stays, when tokens are really dropped. None: all.
     hidden_states : Tensor, (batch, tokens, width), optional
         What the tokens are from here on, for methods that merge what they drop into what they
         keep. None: what they are.
@@ -121,6 +126,7 @@ class Selection:
     mask: Tensor | None = None
     scores: Tensor | None = None
     thresholds: Tensor | None = None
+    keep_text: Tensor | None = None
     hidden_states: Tensor | None = None
 
 
@@ -171,6 +177,13 @@ class Method(nn.Module):
     keeps_positions : bool
         Whether survivors keep their original positions. If not, they are numbered anew without
         gaps, which is for measuring what that costs.
+    revives : bool
+        Whether what it dropped may come back: it is then asked about all visual tokens each time,
+        those that are gone with the hidden state they left with and the attention they would
+        receive if they were there.
+    spared_ids : tuple of int, optional
+        Ids of text that always stays, beside those that the model's configuration names (begin,
+        end, padding, image and others). None: all text stays.
     trainable : bool
         Whether its selections come with soft masks, which training then computes on.
     """
@@ -180,6 +193,8 @@ class Method(nn.Module):
     tower_layer: int | None = None
     floor: float = 1e-4
     keeps_positions: bool = True
+    revives: bool = False
+    spared_ids: tuple[int, ...] | None = None
     trainable: bool = False
 
     def begin(self, context: Context) -> Any:

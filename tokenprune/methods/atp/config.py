@@ -49,6 +49,21 @@ class ATPConfig(LayersConfig):
     preserve_positions : bool
         Whether survivors keep their original positions. Off: numbered anew without gaps, the
         paper's ablation.
+    revival : bool
+        Whether tokens dropped at one module can come back at the next, with the hidden state they
+        left with, if they score above its threshold there: scores are then over all visual tokens
+        each time, as if none were gone. Not in the paper. Costs the keys of those that are gone at
+        each further module's layer, which no statistic counts. In training, whose tokens are
+        softened and go on being computed, it means that each module's mask stands alone.
+    text_threshold : float in (0, 1), optional
+        Prune the prompt's text too, after every module but the first: a token stays where
+        x / (1 + x) is above this, x being the attention it receives from the prompt's text, as a
+        multiple of the mean over those that may go (0.5: the mean). The last token and special
+        ones always stay. Not in the paper, not learned, and only when tokens are really dropped.
+        None: all text stays.
+    special_ids : tuple of int
+        Text tokens that stay in any case, beside those that the model's configuration names: a
+        chat template's markers, for instance ``tuple(tokenizer.all_special_ids)``.
     strides : tuple of int
         The ladder of uniform grids; stride s samples at rate 1/s².
     temporal : bool
@@ -87,6 +102,9 @@ class ATPConfig(LayersConfig):
     sources: tuple[str, ...] = ("self", "cross")
     prunings: tuple[str, ...] = ("redundant", "spatial")
     preserve_positions: bool = True
+    revival: bool = False
+    text_threshold: float | None = None
+    special_ids: tuple[int, ...] = ()
     strides: tuple[int, ...] = (2, 3, 4, 6)
     temporal: bool = False
     sample_weight: float = 3.0
@@ -104,11 +122,19 @@ class ATPConfig(LayersConfig):
     def __post_init__(self) -> None:
         """Check every field."""
         super().__post_init__()
-        for name in ("temporal", "preserve_positions"):
+        for name in ("temporal", "preserve_positions", "revival"):
             given = getattr(self, name)
             require(isinstance(given, bool), name, given, "True or False")
         for name in ("start_redundant", "start_spatial"):
             require(is_number(getattr(self, name)), name, getattr(self, name), "a number")
+        expected = "True or False; and not with preserve_positions=False, which leaves no place"
+        require(self.preserve_positions or not self.revival, "revival", self.revival, expected)
+        if self.text_threshold is not None:
+            self._check_number("text_threshold", "between 0 and 1", lambda n: 0 < n < 1)
+        expected = "whole numbers from 0"
+        ids = tuple_of("special_ids", self.special_ids, expected)
+        require(all(is_whole(n) and n >= 0 for n in ids), "special_ids", ids, expected)
+        object.__setattr__(self, "special_ids", ids)
         if self.target_tokens is not None:
             self._check_number("target_tokens", "more than 0", lambda n: n > 0)
         one_of("normalisation", self.normalisation, ("share", "minmax", "none"))

@@ -13,7 +13,7 @@ from ..ranking import highest
 from .config import ATPConfig
 from .heads import ThresholdHeads
 from .loss import atp_loss, target_loss
-from .scores import cross_score, normalise, redundant_score, self_score
+from .scores import cross_score, normalise, redundant_score, self_score, text_score
 from .spatial import spatial_score
 
 __all__ = ["ATP"]
@@ -54,6 +54,8 @@ class ATP(Method):
         self.layers = config.layers
         self.floor = config.floor
         self.keeps_positions = config.preserve_positions
+        self.revives = config.revival
+        self.spared_ids = None if config.text_threshold is None else config.special_ids
         self.target_share = config.target_tokens / visual_tokens
         start = (config.start_redundant, config.start_spatial)
         self.thresholds = nn.ModuleList(
@@ -74,7 +76,16 @@ class ATP(Method):
         soft = (margin * config.temperature).sigmoid()
         if config.training == "straight_through":
             soft = keep.float() + soft - soft.detach()
-        return Selection(keep=keep, mask=soft, scores=redundant, thresholds=thresholds.detach())
+        text = None
+        if config.text_threshold is not None and context.module > 0:
+            text = text_score(context.received["prompt"], context.text) > config.text_threshold
+        return Selection(
+            keep=keep,
+            mask=soft,
+            scores=redundant,
+            thresholds=thresholds.detach(),
+            keep_text=text,
+        )
 
     def margins(self, context: Context) -> tuple[Tensor, Tensor, Tensor]:
         """How far each token lies above the threshold that it is nearest to passing.

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..base import Received
 
-__all__ = ["cross_score", "normalise", "redundant_score", "self_score"]
+__all__ = ["cross_score", "normalise", "redundant_score", "self_score", "text_score"]
 
 
 def self_score(visual: Received, averaging: str) -> Tensor:
@@ -63,3 +63,20 @@ def normalise(score: Tensor, weight: Tensor, how: str) -> Tensor:
     stretched = (score - low) / (high - low).clamp(min=1e-12)
     # Rows without visual tokens have no range; NaN scores stay NaN, to be reported.
     return torch.where(low.isinf(), 0.0, stretched).clamp(0, 1)
+
+
+def text_score(prompt: Received, text: Tensor) -> Tensor:
+    """How much attention each text token receives from the prompt's text, 0.5 at the mean.
+
+    x / (1 + x), x being a multiple of the mean over `text`: begin tokens and other sinks, which are
+    not in it, do not drown the rest. Not in the paper. float32, (batch, tokens).
+
+    Parameters
+    ----------
+    text : bool, (batch, tokens)
+        The tokens that may go. The values of others do not matter.
+    """
+    received = torch.where(text, prompt.mean_visible(), 0.0)
+    mean = received.sum(dim=1, keepdim=True) / text.sum(dim=1, keepdim=True).clamp(min=1)
+    x = received / mean.clamp(min=1e-12)
+    return x / (1 + x)
