@@ -53,7 +53,7 @@ reproduce: $(READY)
 	$(BIN)/python -m benchmarks.reproduce --render docs/reproduction.md
 
 reproduce-methods: $(READY)
-	$(BIN)/python -m benchmarks.reproduce --threads 1 --only table1 layers
+	$(BIN)/python -m benchmarks.reproduce --threads 1 --only table1 layers extensions
 
 reproduce-rest: $(READY)
 	$(BIN)/python -m benchmarks.reproduce --threads 1 --only table6 figure2 ablations table3 table2

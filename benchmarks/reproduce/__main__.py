@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from . import ablations, figure2, layers, table1, table2, table3, table6
+from . import ablations, extensions, figure2, layers, table1, table2, table3, table6
 from .render import render
 from .setting import FULL, QUICK
 
@@ -27,6 +27,7 @@ PARTS = {
     "figure2": figure2,
     "ablations": ablations,
     "table3": table3,
+    "extensions": extensions,
 }
 
 

@@ -1,0 +1,57 @@
+"""Not in the paper: dropped tokens that may come back, and text that is pruned too."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import tokenprune as tp
+from tokenprune.engine import engine_of
+
+from .setting import Setting, atp, calibration, measure, questions_of, unpruned
+from .store import Store
+
+__all__ = ["CHOICES", "run"]
+
+# Name → revival, which the heads are trained with, and the text's threshold, which they are not.
+CHOICES: dict[str, tuple[bool, float | None]] = {
+    "ATP": (False, None),
+    "revival": (True, None),
+    "text above 0.3": (False, 0.3),
+    "text above 0.5": (False, 0.5),
+    "revival, text above 0.5": (True, 0.5),
+}
+SHARES = (0.25, 0.15)
+
+
+def run(setting: Setting, results: Path, work: Path) -> None:
+    """Measure what is missing."""
+    store = Store(results / "extensions.json", setting)
+    for seed in setting.seeds:
+        for name, (revival, threshold) in CHOICES.items():
+            for share in SHARES:
+                made = partial(one, setting, seed, share, work, revival, threshold)
+                store.once(made, method=name, share=share, seed=seed)
+
+
+def one(
+    setting: Setting,
+    seed: int,
+    share: float,
+    work: Path,
+    revival: bool,
+    threshold: float | None,
+) -> dict[str, Any]:
+    """One extension, at one budget of visual tokens."""
+    model = (
+        atp(setting, seed, work, "revival", revival=True) if revival else atp(setting, seed, work)
+    )
+    if threshold is not None:
+        config: Any = engine_of(model).config
+        heads = engine_of(model).method.state_dict()
+        tp.wrap(tp.unwrap(model), dataclasses.replace(config, text_threshold=threshold))
+        engine_of(model).method.load_state_dict(heads)
+    tp.calibrate(model, list(calibration(seed)), share * model.config.image_seq_length)
+    return measure(model, questions_of(setting, seed), unpruned(setting, seed))
