@@ -1,0 +1,129 @@
+"""The model that lmms-eval asks: any supported checkpoint, pruned."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from lmms_eval.api.instance import Instance
+from lmms_eval.api.model import lmms
+from lmms_eval.models.model_utils.gen_metrics import log_metrics
+from lmms_eval.protocol import ChatMessages
+from tqdm import tqdm
+
+import tokenprune as tp
+from tokenprune.engine import Engine
+
+from .checkpoint import load
+from .prompts import text_of
+
+__all__ = ["TokenPrune"]
+
+# Of what tasks ask of `generate`, what it understands; image_aspect_ratio and the like are other
+# models' own.
+_GENERATION = ("max_new_tokens", "do_sample", "temperature", "top_p", "top_k", "num_beams")
+
+
+class TokenPrune(lmms):
+    """A checkpoint as `benchmarks.vlm_eval.checkpoint.load` makes it, for tasks that generate.
+
+    Parameters
+    ----------
+    pretrained : str
+    batch_size : int
+        Prompts in one call of ``generate``.
+    device : str, optional
+        Ignored when several processes run, each of which has its own.
+    **given
+        As `load`: heads, method and its options, tokens, dtype, attn_implementation, device_map.
+    """
+
+    is_simple = False
+
+    def __init__(
+        self, pretrained: str, batch_size: int = 1, device: str | None = None, **given: Any
+    ) -> None:
+        super().__init__()
+        self.accelerator = Accelerator()
+        self._rank = self.accelerator.process_index
+        self._world_size = self.accelerator.num_processes
+        given = {name: value for name, value in given.items() if value is not None}
+        self.model, self.processor = load(pretrained, **given)
+        if "device_map" not in given:
+            alone = device is not None and self._world_size == 1
+            self.model.to(device if alone else self.accelerator.device)
+        self.batch_size_per_gpu = int(batch_size)
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """The answers, in the requests' order."""
+        answers = [""] * len(requests)
+        self.words, started = 0, time.perf_counter()
+        groups: dict[str, list[int]] = defaultdict(list)
+        for n, request in enumerate(requests):
+            groups[json.dumps(request.args[2], sort_keys=True, default=str)].append(n)
+        bar = tqdm(total=len(requests), disable=self._rank != 0, desc="tokenprune")
+        pruned = isinstance(getattr(self.model, "tokenprune", None), Engine)
+        with tp.track(self.model) if pruned else nullcontext() as run:
+            for group in groups.values():
+                for start in range(0, len(group), self.batch_size_per_gpu):
+                    chunk = group[start : start + self.batch_size_per_gpu]
+                    found = self._answer([requests[n] for n in chunk])
+                    for n, text in zip(chunk, found, strict=True):
+                        answers[n] = text
+                    bar.update(len(chunk))
+        bar.close()
+        seconds = time.perf_counter() - started
+        # Into lmms-eval's own results, beside the accuracy.
+        log_metrics(
+            total_elapsed_time=seconds,
+            total_gen_tokens=self.words,
+            avg_speed=self.words / seconds,
+            additional_metrics={"rank": self._rank, **(run.summary() if run else {})},
+        )
+        return answers
+
+    @torch.inference_mode()
+    def _answer(self, requests: list[Instance]) -> list[str]:
+        """One batch, whose requests ask the same of ``generate``."""
+        texts, images = [], []
+        for request in requests:
+            _, doc_to_messages, _, doc_id, task, split = request.args
+            messages = ChatMessages(messages=doc_to_messages(self.task_dict[task][split][doc_id]))
+            pictures, videos, sounds = messages.extract_media()
+            if videos or sounds:
+                raise ValueError(
+                    f"{task}: it has videos or sounds, and this plugin reads pictures."
+                )
+            images += pictures
+            texts.append(text_of(self.processor, messages.to_hf_messages(), asks=True))
+        inputs = self.processor(
+            text=texts, images=images or None, padding=True, return_tensors="pt"
+        ).to(self.model.device, self.model.dtype)
+        asked = dict(requests[0].args[2])
+        stops = asked.pop("until", [])
+        kept = {name: asked[name] for name in _GENERATION if asked.get(name) is not None}
+        kept.setdefault("max_new_tokens", 1024)
+        kept["do_sample"] = bool(kept.get("do_sample", kept.get("temperature", 0) > 0))
+        if not kept["do_sample"]:
+            kept |= {"temperature": None, "top_p": None, "top_k": None}
+        words = self.model.generate(**inputs, **kept)[:, inputs["input_ids"].shape[1] :]
+        self.words += int((words != self.processor.tokenizer.pad_token_id).sum())
+        found = self.processor.batch_decode(words, skip_special_tokens=True)
+        for stop in [stops] if isinstance(stops, str) else stops:
+            found = [text.split(stop)[0] for text in found]
+        return [text.strip() for text in found]
+
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
+        """Not done: none of the paper's benchmarks talks back."""
+        raise NotImplementedError("The tokenprune plugin answers one round: use generate_until.")
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Not done: the paper's benchmarks generate."""
+        raise NotImplementedError(
+            "The tokenprune plugin generates: choose the tasks' generate_until form."
+        )

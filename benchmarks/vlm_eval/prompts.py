@@ -1,0 +1,30 @@
+"""Conversations to text, by the checkpoint's own template."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+__all__ = ["Turn", "text_of"]
+
+Turn = dict[str, Any]
+"""``{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": …}]}``, the role
+"user" or "assistant": as processors read it."""
+
+
+def text_of(processor: Any, turns: Sequence[Turn], asks: bool) -> str:
+    """The text of a conversation, a placeholder for each picture.
+
+    A checkpoint without a template gets the parts in order, a space between.
+
+    Parameters
+    ----------
+    asks : bool
+        Whether the assistant is to speak next.
+    """
+    if getattr(processor, "chat_template", None):
+        return processor.apply_chat_template(
+            list(turns), tokenize=False, add_generation_prompt=asks
+        )
+    parts = [part for turn in turns for part in turn["content"]]
+    return " ".join(p["text"] if p["type"] == "text" else processor.image_token for p in parts)
