@@ -10,6 +10,7 @@ from .llava_video import LlavaNextVideoAdapter, LlavaOnevisionAdapter, VideoLlav
 from .perception_lm import PerceptionLMAdapter
 from .pixtral import LightOnOcrAdapter, Mistral3Adapter
 from .qwen2_vl import Qwen2_5_VLAdapter, Qwen2VLAdapter, Qwen3VLAdapter
+from .vipllava import VipLlavaAdapter
 
 __all__ = [
     "Adapter",
@@ -31,6 +32,7 @@ __all__ = [
     "Qwen2_5_VLAdapter",
     "Qwen3VLAdapter",
     "VideoLlavaAdapter",
+    "VipLlavaAdapter",
     "adapter_for",
     "register",
     "verified",

@@ -18,6 +18,7 @@ __all__ = [
     "adapter_for",
     "base_model",
     "brings",
+    "clip_tower",
     "frame_places",
     "grid_places",
     "no_place",
@@ -109,7 +110,7 @@ class Adapter:
         """The vision tower's configuration and its attention modules, in order.
 
         Asked only for methods that choose by the attention of the tower's class token, which needs
-        a tower whose patches are the visual tokens, one for one.
+        a tower whose patches are the visual tokens.
 
         Raises
         ------
@@ -118,10 +119,23 @@ class Adapter:
         """
         raise ValueError(
             f"{base_model(model).config.model_type}: the method chooses by the attention of a "
-            "vision tower's class token, and here the tower's patches are not the visual tokens "
-            "one for one, or it is not known that they are. LLaVA with a CLIP tower is such a "
-            "model; FastV, DivPrune and the others that ask nothing of the tower work here."
+            "vision tower's class token, and here the tower's patches are not the visual tokens, "
+            "or it is not known that they are. LLaVA and LLaVA-NeXT with a CLIP tower are such "
+            "models; FastV, DivPrune and the others that ask nothing of the tower work here."
         )
+
+    def patches(self, core: Any, inputs: Mapping[str, Any]) -> Tensor | None:
+        """The tower's patch that each visual token of the core's inputs is.
+
+        Asked only where there is a `tower`.
+
+        Returns
+        -------
+        int64, (visual tokens of the batch,), optional
+            Counted over all that the tower was given, class tokens left out; -1 for a token that is
+            none. None: one for one.
+        """
+        return None
 
     def default_layers(self, num_layers: int) -> tuple[int, ...]:
         """Layers, from 0, after which to decide: the paper's 4th, 14th and 24th of 32."""
@@ -147,6 +161,12 @@ def where_is(core: Any, inputs: Mapping[str, Any], token: int) -> Tensor:
     embeds = inputs["inputs_embeds"]
     embedding = core.get_input_embeddings().weight[token].to(embeds.device)
     return (embeds == embedding).all(dim=-1)
+
+
+def clip_tower(tower: Any) -> tuple[Any, list[Any]]:
+    """What a CLIP tower gives for `Adapter.tower`."""
+    modules = [module for name, module in tower.named_modules() if name.endswith("self_attn")]
+    return modules[0].config, modules
 
 
 def frame_places(

@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenprune.layout import VisualLayout
 
-from .base import Adapter, base_model, register, where_is
+from .base import Adapter, base_model, clip_tower, register, where_is
 from .pixtral import pixtral_places
 
 __all__ = ["LlavaAdapter"]
@@ -57,9 +57,7 @@ class LlavaAdapter(Adapter):
         own_class_token = _TOWERS[config.vision_config.model_type]
         if not own_class_token or config.vision_feature_select_strategy != "default":
             return super().tower(model)
-        tower = self.core(model).vision_tower
-        modules = [m for name, m in tower.named_modules() if name.endswith("self_attn")]
-        return modules[0].config, modules
+        return clip_tower(self.core(model).vision_tower)
 
     def locate(self, core: Any, inputs: Mapping[str, Any]) -> VisualLayout:
         """Image tokens in the prompt, row by row of each image's grid."""

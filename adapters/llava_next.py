@@ -7,7 +7,8 @@ from fractions import Fraction
 from typing import Any
 
 import torch
-from torch import Tensor
+from einops import rearrange
+from torch import Tensor, nn
 from transformers.models.llava_next.modeling_llava_next import (
     get_anyres_image_grid_shape,
     unpad_image,
@@ -15,7 +16,15 @@ from transformers.models.llava_next.modeling_llava_next import (
 
 from tokenprune.layout import VisualLayout
 
-from .base import Adapter, base_model, frame_places, no_place, register, where_is
+from .base import (
+    Adapter,
+    base_model,
+    clip_tower,
+    frame_places,
+    no_place,
+    register,
+    where_is,
+)
 
 __all__ = ["Granite4VisionAdapter", "LlavaNextAdapter", "side_of", "tile_grid"]
 
@@ -46,6 +55,30 @@ class LlavaNextAdapter(Adapter):
         """Of the base view."""
         return (side := side_of(model.config)), side
 
+    def tower(self, model: Any) -> tuple[Any, list[Any]]:
+        """Of CLIP, whose class token is left out of the visual tokens."""
+        config = base_model(model).config
+        clip = config.vision_config.model_type == "clip_vision_model"
+        if not clip or config.vision_feature_select_strategy != "default":
+            return super().tower(model)
+        return clip_tower(self.core(model).vision_tower)
+
+    def patches(self, core: Any, inputs: Mapping[str, Any]) -> Tensor:
+        """The base view's and then the tiles', put together as the features are; newlines none."""
+        config = core.config
+        side, tile = side_of(config), config.vision_config.image_size
+        parts, first = [], 0
+        for size in inputs["image_sizes"].tolist():
+            rows, cols = get_anyres_image_grid_shape(size, config.image_grid_pinpoints, tile)
+            parts.append(first + torch.arange(side**2))
+            first += side**2
+            tiles = first + torch.arange(rows * cols * side**2)
+            shape = {"r": rows, "c": cols, "h": side, "w": side}
+            whole = rearrange(tiles, "(r c h w) -> 1 (r h) (c w)", **shape)
+            parts.append(nn.functional.pad(unpad_image(whole, size)[0], (0, 1), value=-1).flatten())
+            first += len(tiles)
+        return torch.cat(parts)
+
     def locate(self, core: Any, inputs: Mapping[str, Any]) -> VisualLayout:
         """Base view, then tiles, of each image."""
         here = where_is(core, inputs, core.config.image_token_id)
@@ -69,6 +102,10 @@ class Granite4VisionAdapter(LlavaNextAdapter):
     """`Granite4VisionForConditionalGeneration`: many decoder layers get image features added."""
 
     model_type = "granite4_vision"
+
+    def tower(self, model: Any) -> tuple[Any, list[Any]]:
+        """Its patches become tokens by Q-formers."""
+        return Adapter.tower(self, model)
 
     def first_layer(self, model: Any) -> int:
         """The last that gets features: before it runs, as LLaVA-NeXT's would before layer 0."""

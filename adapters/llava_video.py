@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tokenprune.layout import VisualLayout
 
-from .base import brings, frame_places, no_place, register, where_is
+from .base import Adapter, brings, frame_places, no_place, register, where_is
 from .llava_next import LlavaNextAdapter, side_of, tile_grid
 
 __all__ = ["LlavaNextVideoAdapter", "LlavaOnevisionAdapter", "VideoLlavaAdapter"]
@@ -22,6 +22,11 @@ class LlavaNextVideoAdapter(LlavaNextAdapter):
     """`LlavaNextVideoForConditionalGeneration`: frames are pooled."""
 
     model_type = "llava_next_video"
+
+    def tower(self, model: Any) -> tuple[Any, list[Any]]:
+        """A video's patches are pooled."""
+        return Adapter.tower(self, model)
+
     sizes: tuple[str, ...] = ("image_sizes", "pixel_values_videos")
 
     def locate(self, core: Any, inputs: Mapping[str, Any]) -> VisualLayout:

@@ -398,7 +398,14 @@ def test_every_method(name: str, family: Family, case: Case) -> None:
     first = adapter_for(model).first_layer(model)
     asked = {"max_new_tokens": 2, "do_sample": False}
     rows, cols = adapter_for(model).grid(model)
-    for config in methods(first, 0.9 * rows * cols):
+    for config in TOWER:
+        if not has_tower(model):
+            with pytest.raises(
+                ValueError, match=r"patches are not the visual tokens|adds image features"
+            ):
+                tp.wrap(model, config)
+    configs = methods(first, 0.9 * rows * cols) + (TOWER if has_tower(model) else ())
+    for config in configs:
         if first and config in BEFORE:
             with pytest.raises(ValueError, match="this decoder adds image features"):
                 tp.wrap(model, config)
@@ -420,6 +427,62 @@ def test_every_method(name: str, family: Family, case: Case) -> None:
             tp.unwrap(model)
 
 
+def has_tower(model: Any) -> bool:
+    try:
+        adapter_for(model).tower(model)
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("name", ["llava", "llava_next", "llava_next-mistral", "vipllava"])
+def test_the_towers_patches_are_the_tokens(name: str) -> None:
+    """What the class token says of a patch is said of the token that the patch became."""
+    family, model = FAMILIES[name], built(name)
+    assert has_tower(model)
+
+    @settings(max_examples=8, deadline=None)
+    @given(case=cases(family))
+    def drawn(case: Case) -> None:
+        samples = case.samples(family, model)
+        batch = family.join(model, samples, case.padding)
+        method = Patterned((-1,), 2.0, case.seed)
+        method.tower_layer = -1
+        features = []
+        handle = model.model.multi_modal_projector.register_forward_hook(
+            lambda module, given, output: features.append(output.flatten(0, -2))
+        )
+        with wrapped(model, method):
+            logits(model, batch)
+        handle.remove()
+        context = method.contexts[0]
+        assert context.tower is not None
+        patches = adapter_for(model).patches(model.model, batch)
+        if patches is None:
+            patches = torch.arange(len(features[0]))
+        tokens = context.hidden_states[context.layout.mask]
+        there = patches >= 0
+        assert len(patches) == len(tokens)
+        assert_close(tokens[there], features[0][patches[there]], "features")
+        # A newline is no patch, and has no place in the grid either.
+        assert torch.equal(there, context.layout.row[context.layout.mask] >= 0)
+        spoken = context.tower.attention[context.layout.mask]
+        assert torch.equal(spoken > 0, there)
+
+    drawn()
+
+
+def test_which_families_have_a_tower() -> None:
+    names = {n for n, f in FAMILIES.items() if f.available() and not f.refused}
+    found = {name for name in names if has_tower(built(name))}
+    assert found == {"llava", "llava_next", "llava_next-mistral", "vipllava"} & names
+
+
+TOWER: tuple[MethodConfig, ...] = (
+    tp.PruMergeConfig(),
+    tp.PruMergeConfig(plus=True, keep=0.4),
+    tp.VisionZipConfig(keep=0.4),
+)
 BEFORE: tuple[MethodConfig, ...] = (
     tp.DivPruneConfig(keep=0.4),
     tp.DownsampleConfig(share=0.4),

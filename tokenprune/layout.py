@@ -62,6 +62,8 @@ class VisualLayout:
 
     def repeat_rows(self, copies: int) -> VisualLayout:
         """Each row so many times in a row, as beams are."""
+        if copies == 1:
+            return self
         return VisualLayout(
             **{f.name: getattr(self, f.name).repeat_interleave(copies, 0) for f in fields(self)}
         )

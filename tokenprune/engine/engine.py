@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..config import MethodConfig
-from ..layout import VisualLayout
 from ..methods.base import Method
 from . import frames, recompute
 from .attention import backend_of, has_windows, register, wrapped_name
@@ -205,10 +204,13 @@ class Engine(nn.Module):
         if frame is None or frame.run is not None:  # the core is called on its own
             frame = Frame(self, alone=True)
             frames.push(frame)
-        layout = None if frames.is_paused(self) else self._locate(core, inputs)
-        prompt_length = None
-        if layout is not None:
+        layout, prompt_length, special, patches = None, None, None, None
+        if not frames.is_paused(self) and self.adapter.has_images(inputs):
+            once, copies = self._once(inputs)
+            layout = self.adapter.locate(core, once).repeat_rows(copies)
             prompt_length = frames.prompt_length(self, layout.mask.shape[1])
+            special = self._special(core, inputs)
+            patches = self.adapter.patches(core, once) if self.tower_layer else None
         soft = self.training and torch.is_grad_enabled() and self.method.trainable
         frame.run = Run(
             method=self.method,
@@ -220,25 +222,25 @@ class Engine(nn.Module):
             prompt_length=prompt_length,
             soft=soft,
             causal=self._causal,
-            special=None if layout is None else self._special(core, inputs),
+            special=special,
+            patches=patches,
         )
 
-    def _locate(self, core: nn.Module, inputs: dict[str, Any]) -> VisualLayout | None:
-        """Where the visual tokens are, by the sizes that ``generate`` was given, if it runs."""
-        if not self.adapter.has_images(inputs):
-            return None
+    def _once(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], int]:
+        """The core's inputs with the sizes that ``generate`` was given, if it runs.
+
+        Beams and several answers repeat rows, but the sizes were given for the rows before that:
+        each row once, and how often it stands there.
+        """
         given = frames.generate_arguments(self)
         sizes = {n: given[n] for n in self.adapter.sizes if given.get(n) is not None}
         if not sizes:
-            return self.adapter.locate(core, inputs)
-        # Beams and several answers repeat rows, but the sizes were given for the rows before that.
+            return inputs, 1
         names = ("input_ids", "inputs_embeds", "attention_mask")
         rows = frames.given_rows(given)
         tokens = {n: inputs[n] for n in names if inputs.get(n) is not None}
         copies = len(next(iter(tokens.values()))) // rows
-        once = {n: value[::copies] for n, value in tokens.items()}
-        layout = self.adapter.locate(core, {**inputs, **once, **sizes})
-        return layout if copies == 1 else layout.repeat_rows(copies)
+        return {**inputs, **{n: value[::copies] for n, value in tokens.items()}, **sizes}, copies
 
     def _special(self, core: nn.Module, inputs: dict[str, Any]) -> Tensor | None:
         """Text that always stays: bool, (batch, length). None: all of it."""

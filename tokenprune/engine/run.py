@@ -52,6 +52,8 @@ class Run:
         Whether the decoder's own rule is causal and nothing else (no sliding window).
     special : bool, (batch, length), optional
         Text that the method may not drop. None: all of it.
+    patches : int64, (visual tokens,), optional
+        See `Adapter.patches`.
     """
 
     def __init__(
@@ -65,7 +67,8 @@ class Run:
         prompt_length: int | None,
         soft: bool,
         causal: bool,
-        special: Tensor | None,
+        special: Tensor | None = None,
+        patches: Tensor | None = None,
     ) -> None:
         self.method = method
         self.num_layers = num_layers
@@ -86,6 +89,7 @@ class Run:
         # those became if the method changed them.
         self.drops: dict[int, tuple[Any, Survivors | None, Survivors, Tensor | None]] = {}
         self.memory: Any = None
+        self.patches = patches
         self.tower: Tower | None = None
         self.inputs = LayerInputs(self)
         self.departed: Departed | None = None
@@ -148,7 +152,7 @@ class Run:
                     "the tower did not run in this call: give pixel_values to the model or to "
                     "generate, not features made before."
                 )
-            self.tower = read_tower(tower, self.stage.layout)
+            self.tower = read_tower(tower, self.stage.layout, self.patches)
         # Autocast would run the method in half precision.
         with torch.autocast(hidden.device.type, enabled=False):
             self.memory = self.method.begin(self._context(-1, -1, self.stage, hidden))

@@ -52,7 +52,7 @@ def _make(backend: str) -> Callable[..., Any]:
     return attention
 
 
-def read_tower(seen: frames.TowerPass, layout: VisualLayout) -> Tower:
+def read_tower(seen: frames.TowerPass, layout: VisualLayout, patches: Tensor | None) -> Tower:
     """What the class token attends to, and the keys, at each visual token.
 
     Parameters
@@ -60,7 +60,9 @@ def read_tower(seen: frames.TowerPass, layout: VisualLayout) -> Tower:
     seen : TowerPass
         The query and key of one tower layer, class token first, of all images in order.
     layout : VisualLayout, (batch, length)
-        Its visual tokens are the tower's patches, one for one.
+    patches : int64, (visual tokens,), optional
+        Of the batch before its rows were repeated: which of all the images' patches each visual
+        token is, -1 for one that is none. None: one for one.
     """
     query, key = seen.query[:, :, 0].float(), seen.key.float()
     logits = einsum(query, key, "n h d, n h k d -> n h k") * query.shape[-1] ** -0.5
@@ -69,6 +71,12 @@ def read_tower(seen: frames.TowerPass, layout: VisualLayout) -> Tower:
 
     # Beams and several answers repeat rows after the tower has run.
     once = layout.mask[:: seen.copies]
-    order = (rearrange(once, "b l -> (b l)").long().cumsum(0) - 1).clamp(0, len(keys) - 1)
+    order = (rearrange(once, "b l -> (b l)").long().cumsum(0) - 1).clamp(min=0)
+    if patches is not None:
+        order = patches.to(order.device)[order.clamp(max=len(patches) - 1)]
     order = rearrange(order, "(b l) -> b l", b=len(once)).repeat_interleave(seen.copies, 0)
-    return Tower(torch.where(layout.mask, attention[order], 0.0), keys[order])
+    known, order = layout.mask & (order >= 0), order.clamp(0, len(keys) - 1)
+    return Tower(
+        attention=torch.where(known, attention[order], 0.0),
+        keys=keys[order] * known[..., None, None],
+    )
