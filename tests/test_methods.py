@@ -12,6 +12,7 @@ from PIL import Image
 import tokenprune as tp
 from tokenprune.config import MethodConfig
 from tokenprune.methods import METHODS
+from tokenprune.methods.matryoshka import Matryoshka
 
 from .cases import LAYERS, Case, cases, model_of
 from .families import FAMILIES
@@ -207,3 +208,32 @@ def test_a_family_without_a_class_token_is_refused() -> None:
         with pytest.raises(ValueError, match=r"qwen2_vl: .*class token"):
             tp.wrap(model, config)
     assert set(dir(model)) == before
+
+
+@pytest.mark.parametrize(
+    ("target", "stride"), [(576, 1), (575, 2), (144, 2), (36, 4), (9, 8), (5, 12), (1, 24)]
+)
+def test_matryoshka_has_a_scale_for_each_budget(target: float, stride: int) -> None:
+    """The paper's five scales of 24 x 24 tokens, and those between."""
+    method = Matryoshka(tp.MatryoshkaConfig(), visual_tokens=576)
+    method.set_budget(target)
+    assert method.stride == stride
+    with pytest.raises(ValueError, match=r"target_tokens=0\.5: expected 1 or more"):
+        method.set_budget(0.5)
+    assert method.stride == stride
+
+
+def test_the_scale_is_chosen_for_each_call() -> None:
+    model = tp.wrap(tiny_llava(), tp.MatryoshkaConfig())
+    batch = make_batch([(3, IMAGE, 4)])
+    for target, tokens in ((36, 36), (9, 9), (8, 4), (1, 1)):
+        tp.set_budget(model, target)
+        with torch.no_grad():
+            model(**batch)
+        assert tp.stats(model).final_tokens.tolist() == [tokens]
+
+
+def test_a_method_without_a_budget_says_so() -> None:
+    model = tp.wrap(tiny_llava(), tp.FastVConfig(layer=1, keep=9))
+    with pytest.raises(ValueError, match="FastV keeps what its configuration says"):
+        tp.set_budget(model, 20)

@@ -209,6 +209,19 @@ class Method(nn.Module):
         """Terms that training adds to the loss: name → (value, weight)."""
         return {}
 
+    def set_budget(self, target_tokens: float) -> None:
+        """Go to another mean of tokens per image over all layers.
+
+        Raises
+        ------
+        ValueError
+            If the method has no such knob, or the target is out of its reach.
+        """
+        raise ValueError(
+            f"{type(self).__name__} keeps what its configuration says: call "
+            "tokenprune.unwrap(model), and wrap it with another one."
+        )
+
     def runtime_state(self) -> dict[str, Any]:
         """What can be turned at run time, as JSON types; saved beside the parameters."""
         return {}

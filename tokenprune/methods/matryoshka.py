@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -42,8 +43,8 @@ class MatryoshkaConfig(BeforeConfig):
 class Matryoshka(Method):
     """Average the projected features over windows, before the decoder (arXiv 2405.17430, 3).
 
-    The scale can be chosen for each call: set `model.tokenprune.method.stride`. Grids of other
-    sizes have smaller windows at their ends. Not implemented: the paper's training of the whole
+    `tokenprune.set_budget(model, 36)` chooses the scale of the calls to come. Grids of other sizes
+    have smaller windows at their ends. Not implemented: the paper's training of the whole
     model at every scale at once (train it beside this with any trainer); a pooled token keeps the
     position of its window's first, where the paper closes the gaps.
 
@@ -51,7 +52,7 @@ class Matryoshka(Method):
     ----------
     config : MatryoshkaConfig
     visual_tokens : int
-        Not needed; every method is told.
+        Of one image, to which a budget refers.
 
     Attributes
     ----------
@@ -65,6 +66,7 @@ class Matryoshka(Method):
         super().__init__()
         self.config = config
         self.stride = config.stride
+        self.side = math.isqrt(visual_tokens)
 
     def select(self, context: Context) -> Selection:
         """The means."""
@@ -72,6 +74,14 @@ class Matryoshka(Method):
         rows = layout.row.div(self.stride, rounding_mode="floor")
         cols = layout.col.div(self.stride, rounding_mode="floor")
         return pooled(context.hidden_states, layout, rows, cols)
+
+    def set_budget(self, target_tokens: float) -> None:
+        """The finest scale with no more tokens."""
+        fitting = (s for s in range(1, self.side + 1) if -((-self.side // s) ** 2) <= target_tokens)
+        stride = next(fitting, None)
+        if stride is None:
+            raise ValueError(f"target_tokens={target_tokens}: expected 1 or more.")
+        self.stride = stride
 
     def runtime_state(self) -> dict[str, Any]:
         """The scale."""

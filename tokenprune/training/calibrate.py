@@ -81,45 +81,31 @@ def calibrate(
     known = {budget["tokens"]: budget for budget in method.budgets}
     known |= {budget["tokens"]: budget for budget, _ in found}
     method.budgets = [known[tokens] for tokens in sorted(known)]
-    _apply(method, found[-1][0])
+    method.load_runtime_state({**found[-1][0], "budgets": method.budgets})
     return {budget["tokens"]: measured for budget, measured in found}
 
 
 def set_budget(model: nn.Module, target_tokens: float) -> None:
-    """Move a calibrated model to another budget, without data.
+    """Move a model to another budget, without data.
 
-    Between two calibrated budgets the shifts are interpolated, so the mean there is close to, not
-    exactly, what is asked.
+    ATP goes to where it was calibrated; between two calibrated budgets the shifts are interpolated,
+    so the mean there is close to, not exactly, what is asked. Matryoshka goes to its finest scale
+    that is no larger.
 
     Parameters
     ----------
     model : nn.Module
-        Wrapped with ATP and calibrated.
+        Wrapped with one of these.
     target_tokens : float
         Mean visual tokens per image over all layers.
 
     Raises
     ------
     ValueError
-        If nothing was calibrated, or the target lies outside what was.
+        If nothing was calibrated, the target lies outside what was, or the method has no budget
+        that can be turned.
     """
-    _, method = _atp_of(model)
-    budgets = method.budgets
-    known = [budget["tokens"] for budget in budgets]
-    if not known or not known[0] <= target_tokens <= known[-1]:
-        raise ValueError(
-            f"target_tokens={target_tokens} is outside the calibrated budgets {known}: call "
-            "tokenprune.calibrate(model, batches, [..]) with targets on both sides of it."
-        )
-    above = next(n for n, tokens in enumerate(known) if tokens >= target_tokens)
-    below = max(above - 1, 0) if known[above] > target_tokens else above
-    low, high = budgets[below], budgets[above]
-    span = known[above] - known[below]
-    part = (target_tokens - known[below]) / span if span else 0.0
-    shifts = [a + (b - a) * part for a, b in zip(low["shifts"], high["shifts"], strict=True)]
-    caps = {low["max_kept"], high["max_kept"]}
-    cap = None if None in caps else max(caps)
-    _apply(method, {"shifts": shifts, "max_kept": cap})
+    engine_of(model).method.set_budget(target_tokens)
 
 
 def _targets(given: Any) -> list[float]:
@@ -128,11 +114,6 @@ def _targets(given: Any) -> list[float]:
     if isinstance(given, str) or not isinstance(given, Iterable) or not (given := list(given)):
         raise ValueError(f"target_tokens={given!r}: expected a number, or one number or more.")
     return [float(target) for target in given]
-
-
-def _apply(method: ATP, budget: Mapping[str, Any]) -> None:
-    method.shifts = list(budget["shifts"])
-    method.max_kept = budget["max_kept"]
 
 
 def _atp_of(model: nn.Module) -> tuple[Engine, ATP]:

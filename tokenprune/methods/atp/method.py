@@ -128,6 +128,25 @@ class ATP(Method):
             ),
         }
 
+    def set_budget(self, target_tokens: float) -> None:
+        """Go to a calibrated budget, or between two; see `tokenprune.set_budget`."""
+        budgets = self.budgets
+        known = [budget["tokens"] for budget in budgets]
+        if not known or not known[0] <= target_tokens <= known[-1]:
+            raise ValueError(
+                f"target_tokens={target_tokens} is outside the calibrated budgets {known}: call "
+                "tokenprune.calibrate(model, batches, [..]) with targets on both sides of it."
+            )
+        above = next(n for n, tokens in enumerate(known) if tokens >= target_tokens)
+        below = max(above - 1, 0) if known[above] > target_tokens else above
+        low, high = budgets[below], budgets[above]
+        span = known[above] - known[below]
+        part = (target_tokens - known[below]) / span if span else 0.0
+        both = zip(low["shifts"], high["shifts"], strict=True)
+        self.shifts = [a + (b - a) * part for a, b in both]
+        caps = {low["max_kept"], high["max_kept"]}
+        self.max_kept = None if None in caps else max(caps)
+
     def runtime_state(self) -> dict[str, Any]:
         """The knob's position and the calibrated budgets."""
         return {"shifts": self.shifts, "max_kept": self.max_kept, "budgets": self.budgets}
