@@ -77,7 +77,8 @@ class Matryoshka(Method):
 
     def set_budget(self, target_tokens: float) -> None:
         """The finest scale with no more tokens."""
-        fitting = (s for s in range(1, self.side + 1) if -((-self.side // s) ** 2) <= target_tokens)
+        scales = range(1, self.side + 1)
+        fitting = (s for s in scales if math.ceil(self.side / s) ** 2 <= target_tokens)
         stride = next(fitting, None)
         if stride is None:
             raise ValueError(f"target_tokens={target_tokens}: expected 1 or more.")
