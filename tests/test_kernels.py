@@ -55,18 +55,38 @@ def problems(draw):
     }
 
 
+def with_lse(problem):
+    """The problem with what an attention kernel would leave."""
+    query, key, mask = (problem[name] for name in ("query", "key", "mask"))
+    heads, queries, width = query.shape[1:]
+    shared, keys = heads // key.shape[1], key.shape[2]
+    scaling = width**-0.5 if problem["scaling"] is None else problem["scaling"]
+    logits = query.double() @ key.double().repeat_interleave(shared, 1).transpose(2, 3) * scaling
+    if problem["softcap"] is not None:
+        logits = (logits / problem["softcap"]).tanh() * problem["softcap"]
+    if mask is None:
+        mask = torch.ones(1, 1, queries, keys, dtype=torch.bool).tril(keys - queries)
+    if mask.dtype == torch.bool:
+        logits = logits.masked_fill(~mask, -torch.inf)
+    else:
+        logits = logits + mask.double()
+    return {**problem, "lse": logits.logsumexp(dim=-1).float()}
+
+
 def on(device, problem):
     return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in problem.items()}
 
 
 @settings(max_examples=150, deadline=None)
-@given(problem=problems(), rows=st.integers(1, 9))
-def test_blocks_give_what_the_definition_gives(device, problem, rows):
-    problem = on(device, problem)
+@given(problem=problems(), rows=st.integers(1, 9), has_lse=st.booleans())
+def test_blocks_give_what_the_definition_gives(device, problem, rows, has_lse):
+    problem = on(device, with_lse(problem) if has_lse else problem)
     batch, heads = problem["query"].shape[:2]
     with pytest.MonkeyPatch.context() as patch:
         keys = problem["key"].shape[2]
-        patch.setattr(chunked, "_BLOCK_BYTES", 4 * batch * heads * keys * rows)
+        patch.setattr(chunked, "_LEAST_ROWS", 1)
+        patch.setattr(chunked, "_BLOCK_BYTES", {"cpu": 4 * heads * keys * rows})
+        patch.setattr(chunked, "_ELSEWHERE", 4 * batch * heads * keys * rows)
         found = attention_received(**problem)
     expected = attention_received_reference(**problem)
     for ours, theirs in zip(found, expected, strict=True):
@@ -122,9 +142,11 @@ def test_seen_by_counts_queries_by_their_weight():
 @given(problem=problems())
 def test_attention_is_handed_out_whole(problem):
     received, _ = attention_received(**problem)
-    torch.testing.assert_close(
-        received.sum(dim=2), problem["weights"].sum(dim=2), rtol=1e-5, atol=1e-5
-    )
+    weights, mask = problem["weights"], problem["mask"]
+    if mask is not None:  # a query that sees nothing hands nothing out
+        visible = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+        weights = weights * visible[:, 0].any(dim=-1)[:, None]
+    torch.testing.assert_close(received.sum(dim=2), weights.sum(dim=2), rtol=1e-5, atol=1e-5)
 
 
 class Largest(TorchDispatchMode):
@@ -155,7 +177,8 @@ def test_the_full_map_is_never_there(kind):
     block = 4 * heads * length * rows
     given = [t for t in (query, key, weights, mask) if t is not None]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chunked, "_BLOCK_BYTES", block)
+        patch.setattr(chunked, "_LEAST_ROWS", 1)
+        patch.setattr(chunked, "_BLOCK_BYTES", {"cpu": block})
         with Largest(given) as largest:
             attention_received(query, key, weights, mask)
     inputs = max(t.untyped_storage().nbytes() for t in (query, key))

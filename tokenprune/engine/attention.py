@@ -6,7 +6,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -50,25 +52,57 @@ def eager_of(module: nn.Module) -> Callable[..., Any]:
     )
 
 
+class LogSumExp(TorchDispatchMode):
+    """Inside, what a fused attention kernel leaves beside its output, and torch throws away.
+
+    Attributes
+    ----------
+    lse : float32, (batch, heads, queries), optional
+        Of the last kernel that ran. None: none that leaves one.
+    """
+
+    lse: Tensor | None = None
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Run the operation, and look at what it gives."""
+        output = func(*args, **(kwargs or {}))
+        if func in _LEAVE_LSE:
+            query, lse = args[0], output[1]
+            self.lse = lse if lse.shape == query.shape[:3] else None
+        return output
+
+
+# Query first in, log-sum-exp second out; some leave it empty when no gradient is asked for.
+_LEAVE_LSE = (
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+)
+
+
 def _make(backend: str) -> Callable[..., Any]:
     def attention(
-        module: nn.Module,
+        module: Any,
         query: Tensor,
         key: Tensor,
         value: Tensor,
         attention_mask: Tensor | None,
         **kwargs: Any,
     ) -> Any:
-        run = current_run()
-        if run is not None:
-            run.observe(
-                module, query, key, attention_mask, kwargs.get("scaling"), kwargs.get("softcap")
-            )
-            if backend.startswith("flash"):
-                # At batch 1 it takes position ids with gaps for several packed sequences.
-                kwargs.pop("position_ids", None)
         base = eager_of(module) if backend == "eager" else ALL_ATTENTION_FUNCTIONS[backend]
-        return base(module, query, key, value, attention_mask, **kwargs)
+        run = current_run()
+        if run is not None and backend.startswith("flash"):
+            # At batch 1 it takes position ids with gaps for several packed sequences.
+            kwargs.pop("position_ids", None)
+        if run is None or not run.looks_at(module, key):
+            return base(module, query, key, value, attention_mask, **kwargs)
+        with LogSumExp() as left:
+            output = base(module, query, key, value, attention_mask, **kwargs)
+        scaling, softcap = kwargs.get("scaling"), kwargs.get("softcap")
+        run.observe(module.layer_idx, query, key, attention_mask, scaling, softcap, left.lse)
+        return output
 
     attention.__name__ = wrapped_name(backend)
     return attention

@@ -198,24 +198,28 @@ class Run:
 
     # -- inside a layer ------------------------------------------------------------------------
 
+    def looks_at(self, module: nn.Module, key: Tensor) -> bool:
+        """Whether the method asked for this layer's attention."""
+        layer = getattr(module, "layer_idx", None)
+        if self.stage is None or self.closed or layer not in self.method.layers:
+            return False
+        if self._only_keys:
+            raise KeysMade(key)
+        return bool(self.method.needs)
+
     @torch.no_grad()
     def observe(
         self,
-        module: nn.Module,
+        layer: int,
         query: Tensor,
         key: Tensor,
         mask: Tensor | None,
         scaling: float | None,
         softcap: float | None,
+        lse: Tensor | None,
     ) -> None:
-        """Compute what the method asked of this layer's attention, if it did."""
-        layer = getattr(module, "layer_idx", None)
-        if self.stage is None or self.closed or layer not in self.method.layers:
-            return
-        if self._only_keys:
-            raise KeysMade(key)
-        if not self.method.needs:
-            return
+        """Compute what the method asked of a layer's attention, whose log-sum-exp may be known."""
+        assert self.stage is not None
         assert self.weight is not None
         names = sorted(self.method.needs)
         here = self._here(self.weight, self.stage)
@@ -224,12 +228,12 @@ class Run:
         own = query.shape[2]  # of the keys, the last are this pass's own tokens
         if self._back is not None:
             others, mask = self._back
-            key = torch.cat([key, others], dim=2)
+            key, lse = torch.cat([key, others], dim=2), None
             own += others.shape[2]
         elif self.soft and self.method.revives:
-            mask = self._given  # as if nothing were gone
+            mask, lse = self._given, None  # as if nothing were gone
         mask = to_4d(mask, query.shape[2], key.shape[2])
-        total, seen_by = attention_received(query, key, weights, mask, scaling, softcap)
+        total, seen_by = attention_received(query, key, weights, mask, scaling, softcap, lse)
         total, seen_by = total[..., -own:], seen_by[..., -own:]
         if self.departed is not None:
             total, seen_by = self._at_full_length(total), self._at_full_length(seen_by)

@@ -15,8 +15,12 @@ def attention_received_reference(
     mask: Tensor | None = None,
     scaling: float | None = None,
     softcap: float | None = None,
+    lse: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Attention received, by the full map. Arguments and results as in `attention_received`."""
+    """Attention received, by the full map. Arguments and results as in `attention_received`.
+
+    What an attention kernel left as `lse` is not needed.
+    """
     heads, queries, width = query.shape[1:]
     kv_heads, keys = key.shape[1:3]
     scaling = width**-0.5 if scaling is None else scaling
@@ -37,7 +41,7 @@ def attention_received_reference(
         bias = mask.double().expand_as(logits)
 
     hidden = torch.finfo(torch.float64).min
-    probabilities = (logits + bias).masked_fill(~visible, hidden).softmax(dim=-1)
+    probabilities = (logits + bias).masked_fill(~visible, hidden).softmax(dim=-1) * visible
     received = weights.double() @ probabilities.mean(dim=1)
     seen_by = weights.double() @ visible[:, 0].double().expand(query.shape[0], -1, -1)
     return received, seen_by

@@ -1,0 +1,1 @@
+"""How fast, against the best possible: see ``python -m benchmarks.speed --help``."""
