@@ -8,6 +8,8 @@ import pytest
 import torch
 from hypothesis import given
 
+from tokenprune.engine import run
+from tokenprune.kernels import attention_received
 from tokenprune.methods.base import Context
 
 from .cases import LAYERS, Case, cases, model_of
@@ -94,3 +96,36 @@ def test_the_towers_class_token(device: str, attn: str, back: int) -> None:
     assert (found.attention[~visual] == 0).all()
     keys = states["key"][:, 1:].flatten(0, 1)
     assert_close(found.keys[visual].flatten(1), keys, "keys")
+
+
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@given(case=cases(image=True))
+def test_what_the_attention_kernel_leaves_is_used(
+    device: str, attn: str, dtype: torch.dtype, case: Case
+) -> None:
+    """A fused kernel's log-sum-exp, and the same answer as without it."""
+    model = model_of(attn, device, dtype)
+    seen = []
+
+    def both(*args: Any) -> Any:
+        *given, lse = args
+        seen.append(lse)
+        found, plain = attention_received(*args), attention_received(*given)
+        for ours, theirs in zip(found, plain, strict=True):
+            # In bfloat16 newer CPU kernels sum what they have rounded.
+            error = 3e-4 if dtype == torch.bfloat16 else 3e-5
+            assert (ours - theirs).abs().max() <= error * theirs.abs().max()
+        return found
+
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(run, "attention_received", both)
+        with scripted(model, case.layers, case.script(), ("visual", "prompt")):
+            model(**case.batch(device, dtype))
+    here = [layer for layer in case.layers if layer >= 0]
+    assert len(seen) == len(here)
+    if attn == "eager":
+        assert all(lse is None for lse in seen)
+    elif device == "cpu" and torch.__version__ >= (2, 11) and not case.revives:
+        # Older ones leave none where query heads share keys.
+        assert all(lse is not None and lse.dtype == torch.float32 for lse in seen)
