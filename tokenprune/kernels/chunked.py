@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor
-from torch.nn import functional as F
 
 __all__ = ["attention_received"]
 
-# Most bytes that one block of logits may take: on a CPU small enough to stay in a core's cache,
-# elsewhere large enough for efficient matrix products.
-_BLOCK_BYTES = {"cpu": 3 * 2**19}
+# Most bytes that one block of logits may take, and most of its rows. On a CPU a block stays in a
+# core's cache and is little beside a decoder layer's own activations; elsewhere few large blocks
+# are launched.
+_BLOCK_BYTES = 2**19
+_ROWS = 32
 _ELSEWHERE = 2**28
-# Fewer rows than this make matrix products too narrow, whatever the cache holds.
-_LEAST_ROWS = 16
 
 
 def attention_received(
@@ -59,28 +58,58 @@ def attention_received(
         Sum of the weights of the queries that can see the key.
     """
     weights = weights.float()
+    batch, heads, _, width = query.shape
+    kv_heads, keys = key.shape[1:3]
+    scaling = width**-0.5 if scaling is None else scaling
+    query = rearrange(query, "b (g r) q d -> b g r q d", g=kv_heads)
+    if lse is not None:
+        # A query that sees nothing has no sum; exp(logit - inf) is what it gives.
+        lse = lse.float().masked_fill(~lse.isfinite(), torch.inf)
+        lse = None if softcap is not None else rearrange(lse, "b (g r) q -> b g r q", g=kv_heads)
+
+    received = weights.new_zeros(batch, weights.shape[1], keys)
+    together, groups, rows = _block_sizes(query, keys)
     # Autocast would multiply in half precision, whose range the hidden logits exceed.
     with torch.autocast(query.device.type, enabled=False):
-        rows = [slice(n, n + 1) for n in range(len(query))]
-        if query.device.type != "cpu":
-            rows = [slice(None)]  # launches cost more than a cache could give
-        parts = [
-            _received(
-                query[row],
-                key[row],
-                weights[row],
-                mask if mask is None or len(mask) == 1 else mask[row],
-                query.shape[-1] ** -0.5 if scaling is None else scaling,
-                softcap,
-                None if lse is None or softcap is not None else lse[row],
-            )
-            for row in rows
-        ]
-        received = torch.cat(parts) / query.shape[1]
-        return received, _seen_by(weights, mask, key.shape[2])
+        for row in _slices(batch, together):
+            for group in _slices(kv_heads, groups):
+                _add(
+                    received[row],
+                    query[row, group],
+                    key[row, group],
+                    weights[row],
+                    mask[row] if mask is not None and len(mask) > 1 else mask,
+                    scaling,
+                    softcap,
+                    None if lse is None else lse[row, group],
+                    rows,
+                )
+    return received / heads, _seen_by(weights, mask, keys)
 
 
-def _received(
+def _block_sizes(query: Tensor, keys: int) -> tuple[int, int, int]:
+    """How many rows of the batch, key heads and queries go together.
+
+    Parameters
+    ----------
+    query : (batch, kv_heads, shared, queries, width)
+    keys : int
+    """
+    batch, kv_heads, shared, queries, _ = query.shape
+    if query.device.type == "cpu":
+        fits = _BLOCK_BYTES // (4 * keys * shared)
+        rows = max(1, min(queries, fits, _ROWS))
+        return 1, max(1, min(kv_heads, fits // rows)), rows
+    fits = _ELSEWHERE // (4 * keys * shared * batch * kv_heads)
+    return batch, kv_heads, max(1, min(queries, fits))
+
+
+def _slices(length: int, step: int) -> list[slice]:
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
+
+
+def _add(
+    received: Tensor,
     query: Tensor,
     key: Tensor,
     weights: Tensor,
@@ -88,47 +117,45 @@ def _received(
     scaling: float,
     softcap: float | None,
     lse: Tensor | None,
-) -> Tensor:
-    """The sum over all heads too."""
-    batch, heads, queries, _ = query.shape
-    kv_heads, keys = key.shape[1:3]
-    shared = heads // kv_heads
-    offset = keys - queries
-    rows = min(queries, _rows(query.device, 4 * batch * heads * keys))
-
-    query = query.float() * scaling
-    key = key.float()
-    if lse is not None:
-        # One column more, and the product is logits - lse. A query that sees nothing has no sum.
-        shift = lse.float().masked_fill(~lse.isfinite(), torch.inf).neg()
-        query = torch.cat([query, shift[..., None]], dim=-1)
-        key = F.pad(key, (0, 1), value=1.0)
-    query = rearrange(query, "b (g r) q d -> (b g) r q d", r=shared)
-    key = rearrange(key, "b g k d -> (b g) d k")
-    received = weights.new_zeros(batch, weights.shape[1], keys)
-    corner = torch.ones(rows, rows, dtype=torch.bool, device=query.device).triu(1)
-
-    for start in range(0, queries, rows):
-        stop = min(start + rows, queries)
-        count = stop - start
+    rows: int,
+) -> None:
+    """Add what some heads give, summed over them, some query rows at a time."""
+    batch, groups, shared, queries, _ = query.shape
+    keys = key.shape[2]
+    key = key.float().transpose(2, 3).flatten(0, 1)
+    corner = torch.ones(rows, rows, dtype=torch.bool, device=key.device).triu_(1)
+    nothing = key.new_zeros(1, 1, 1)
+    for part in _slices(queries, rows):
+        count = part.stop - part.start
         # Under the causal rule nothing past the block's last row is visible.
-        end = offset + stop if mask is None else keys
-        block = torch.bmm(query[:, :, start:stop].flatten(1, 2), key[:, :, :end])
-        logits = rearrange(block, "(b g) (r q) k -> b (g r) q k", b=batch, q=count)
+        end = keys - queries + part.stop if mask is None else keys
+        block = query[:, :, :, part].reshape(batch * groups, shared * count, -1).float()
+        minus = nothing if lse is None else lse[:, :, :, part].reshape(*block.shape[:2], 1)
+        logits = torch.baddbmm(
+            minus.expand(-1, -1, end) if lse is not None else nothing,
+            block,
+            key[..., :end],
+            beta=0 if lse is None else -1,
+            alpha=scaling,
+        ).view(batch, groups, shared, count, end)
         if softcap is not None:
             logits = (logits / softcap).tanh_() * softcap
         if mask is None:
-            part = logits[..., offset + start :]
-            part.masked_fill_(corner[:count, :count], -torch.inf)
+            later = logits[..., keys - queries + part.start :]
+            later.masked_fill_(corner[:count, :count], -torch.inf)
         else:
-            part = mask[:, :, start:stop]
-            if part.dtype != torch.bool:
-                logits += part
-            logits.masked_fill_(~_visible(part), -torch.inf)
-        attention = logits.exp_() if lse is not None else _softmax(logits)
-        every = repeat(weights[..., start:stop], "b n q -> b n (h q)", h=heads)
-        received[..., :end] += torch.bmm(every, attention.flatten(1, 2))
-    return received
+            _hide(logits, mask[:, :, part])
+        attention = _softmax(logits) if lse is None else logits.exp_()
+        every = weights[:, :, part].repeat(1, 1, groups * shared)
+        received[:, :, :end].baddbmm_(every, attention.flatten(1, 3))
+
+
+def _hide(logits: Tensor, mask: Tensor) -> None:
+    """A mask's rule on (batch, kv_heads, shared, rows, keys), in place."""
+    mask = mask[:, :, None]
+    if mask.dtype != torch.bool:
+        logits += mask
+    logits.masked_fill_(~_visible(mask), -torch.inf)
 
 
 def _softmax(logits: Tensor) -> Tensor:
@@ -146,17 +173,14 @@ def _seen_by(weights: Tensor, mask: Tensor | None, keys: int) -> Tensor:
         after = weights.flip(-1).cumsum(dim=-1).flip(-1)
         return torch.cat([after[..., :1].expand(-1, -1, keys - queries), after], dim=-1)
     seen_by = weights.new_zeros(batch, groups, keys)
-    rows = _rows(weights.device, 4 * batch * keys)
+    rows = max(
+        1, (_BLOCK_BYTES if weights.device.type == "cpu" else _ELSEWHERE) // (4 * batch * keys)
+    )
     for start in range(0, queries, rows):
         part = slice(start, start + rows)
         visible = _visible(mask[:, 0, part]).float().expand(batch, -1, -1)
         seen_by += weights[..., part] @ visible
     return seen_by
-
-
-def _rows(device: torch.device, row_bytes: int) -> int:
-    """How many query rows make a block."""
-    return max(_LEAST_ROWS, _BLOCK_BYTES.get(device.type, _ELSEWHERE) // row_bytes)
 
 
 def _visible(mask: Tensor) -> Tensor:
