@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import tokenprune as tp
 from tokenprune.engine import engine_of
 from tokenprune.methods.base import Context, Selection
 
@@ -56,10 +55,3 @@ def force(model: Any, kept: Kept) -> None:
         return Selection(keep=keep, scores=selection.scores, thresholds=selection.thresholds)
 
     method.select = select
-
-
-def atp(model: Any, shape: Shape, kept: Kept) -> Any:
-    """The model wrapped with ATP that keeps these."""
-    tp.wrap(model, tp.ATPConfig(layers=shape.modules, target_tokens=shape.visual / 4))
-    force(model, kept)
-    return model

@@ -42,6 +42,8 @@ def oracle(model: Any, shape: Shape, kept: Kept) -> Iterator[None]:
     def drop(index: Tensor) -> Any:
         def hook(_: Any, args: Any, output: Any) -> Any:
             hidden = output[0] if isinstance(output, tuple) else output
+            if hidden.shape[1] == 1:
+                return output  # a new word
             picked = hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))
             return (picked, *output[1:]) if isinstance(output, tuple) else picked
 
@@ -64,10 +66,6 @@ def oracle(model: Any, shape: Shape, kept: Kept) -> Iterator[None]:
             return args, kwargs
 
         return hook
-
-    def whole(_: Any, args: Any, output: Any) -> Any:
-        # The head wants its usual length: the last survivor is the prompt's last token.
-        return output
 
     for layer, index in picks:
         handles.append(layers[layer].register_forward_hook(drop(index)))

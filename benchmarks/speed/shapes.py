@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -68,11 +68,6 @@ CPU = Shape(
     modules=(1, 6, 11),
 )
 """Half of LLaVA-1.5's depth, the modules at half of its places."""
-
-
-def with_side(shape: Shape, side: int) -> Shape:
-    """The same with pictures of another size."""
-    return replace(shape, side=side)
 
 
 def build(shape: Shape, device: str, dtype: torch.dtype, attention: str = "sdpa") -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -11,7 +13,7 @@ __all__ = ["attention_received"]
 # Most bytes that one block of logits may take, and most of its rows. On a CPU a block stays in a
 # core's cache and is little beside a decoder layer's own activations; elsewhere few large blocks
 # are launched.
-_BLOCK_BYTES = 2**19
+_BLOCK_BYTES = 7 * 2**16
 _ROWS = 32
 _ELSEWHERE = 2**28
 
@@ -125,18 +127,21 @@ def _add(
     key = key.float().transpose(2, 3).flatten(0, 1)
     corner = torch.ones(rows, rows, dtype=torch.bool, device=key.device).triu_(1)
     nothing = key.new_zeros(1, 1, 1)
+    room = key.new_empty(batch * groups * shared * rows * keys)
     for part in _slices(queries, rows):
         count = part.stop - part.start
         # Under the causal rule nothing past the block's last row is visible.
         end = keys - queries + part.stop if mask is None else keys
         block = query[:, :, :, part].reshape(batch * groups, shared * count, -1).float()
         minus = nothing if lse is None else lse[:, :, :, part].reshape(*block.shape[:2], 1)
+        shape = (batch * groups, shared * count, end)
         logits = torch.baddbmm(
-            minus.expand(-1, -1, end) if lse is not None else nothing,
+            minus.expand(shape),
             block,
             key[..., :end],
             beta=0 if lse is None else -1,
             alpha=scaling,
+            out=room[: math.prod(shape)].view(shape),
         ).view(batch, groups, shared, count, end)
         if softcap is not None:
             logits = (logits / softcap).tanh_() * softcap
@@ -146,7 +151,8 @@ def _add(
         else:
             _hide(logits, mask[:, :, part])
         attention = _softmax(logits) if lse is None else logits.exp_()
-        every = weights[:, :, part].repeat(1, 1, groups * shared)
+        # Heads and queries of a block are summed over in one product.
+        every = weights[:, :, None, part].expand(-1, -1, groups * shared, -1).flatten(2)
         received[:, :, :end].baddbmm_(every, attention.flatten(1, 3))
 
 

@@ -1,0 +1,105 @@
+"""How fast, against the best possible: the same layers on the same tokens, known in advance.
+
+    python -m benchmarks.speed --json benchmarks/results/speed-cpu.json
+    python -m benchmarks.speed --quick --json out.json
+    python -m benchmarks.speed --device cuda --json benchmarks/results/speed-h100.json
+    python -m benchmarks.speed --render docs/performance.md
+
+Kept counts are forced to the paper's, so that the work is the paper's; weights are random, made on
+the device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.environment import environment
+
+from . import inference, overhead, scoring
+from .kept import kept_of
+from .render import render
+from .shapes import CPU, LLAVA_7B, build, inputs
+from .variants import core, features_once, rivals
+
+
+def measure(quick: bool, device: str) -> dict[str, Any]:
+    """Everything that is asked for."""
+    shape, dtype = (CPU, torch.float32) if device == "cpu" else (LLAVA_7B, torch.bfloat16)
+    model = build(shape, device, dtype)
+    rounds = 5 if quick else 9
+    batches = (1, 8) if device == "cpu" else (1, 8, 32)
+    found: dict[str, Any] = {
+        "shape": shape.name,
+        "dtype": str(dtype).removeprefix("torch."),
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "environment": environment(),
+        "prefill": {},
+    }
+
+    def note(name: str, value: Any) -> None:
+        found[name] = value
+        print(name, json.dumps(value, indent=1), flush=True)
+
+    for size in batches:
+        batch, kept = inputs(shape, size, device, dtype), kept_of(shape, size, device, size > 1)
+        variants = core(model, shape, kept)
+        if quick and size > 1:
+            del variants["ATP, full map"]
+        few = rounds if size == 1 else (3 if quick else 5)
+        found["prefill"][f"b{size}"] = inference.prefill(model, batch, variants, few, device)
+        print(f"prefill b{size}", json.dumps(found["prefill"][f"b{size}"], indent=1), flush=True)
+    batch, kept = inputs(shape, 1, device, dtype), kept_of(shape, 1, device, ragged=False)
+    note("paused_overhead", overhead.paused_overhead(model, shape, kept, batch, rounds, device))
+    memory = scoring.memory(shape, 1, device, dtype)
+    note("scoring_extra_bytes", memory["scoring"])
+    note("scoring_extra_share", memory["share"])
+    work = partial(inference.forward, model, batch)
+    with features_once(model, batch):
+        note("pruner", scoring.split(model, shape, kept, work, rounds, device))
+    if quick:
+        return found
+    variants = core(model, shape, kept)
+    note("first_word", inference.first_word(model, batch, variants, rounds, device))
+    others = {**variants, **rivals(model, shape, kept)}
+    del others["ATP, full map"]
+    note("methods", inference.first_word(model, batch, others, rounds, device))
+    three = {name: variants[name] for name in ("unpruned", "oracle", "ATP")}
+    note("decode", inference.decode(model, batch, three, 16, 3, device))
+    lengths = (1, 64, 256) if device != "cpu" else (1, 64)
+    note("end_to_end", inference.end_to_end(model, batch, three, lengths, 3, device))
+    sides = (24, 36, 48, 68, 96) if device != "cpu" else (24, 36, 48, 68)
+    note("growth", scoring.growth(shape, sides, 3, device, dtype))
+    note("training", overhead.training(model, shape, batch, 3, device))
+    return found
+
+
+def main() -> None:
+    """Measure, or write the page."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="prefill and overheads: 5 minutes")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--render", type=Path, help="only write the page of the results to a file")
+    options = parser.parse_args()
+    if options.render:
+        options.render.write_text(render(options.results), encoding="utf-8")
+        return
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    found = measure(options.quick, options.device)
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Prefill, the first word, each next one, and whole answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .timing import Variant, interleaved, median, ratio, spread, synchronise
+from .variants import features_once
+
+__all__ = ["decode", "end_to_end", "first_word", "prefill"]
+
+
+def forward(model: Any, batch: Mapping[str, Tensor]) -> Any:
+    """One prefill with a cache; the head reads the last position."""
+    with torch.inference_mode():
+        return model(**batch, use_cache=True, logits_to_keep=1)
+
+
+def against_oracle(times: Mapping[str, list[float]]) -> dict[str, Any]:
+    """Medians, the two ratios that matter, and everything that was measured."""
+    return {
+        **{f"{_short(name)}_s": median(found) for name, found in times.items()},
+        "oracle_ratio": ratio(times["oracle"], times["ATP"]),
+        "speedup": ratio(times["unpruned"], times["ATP"]),
+        "spread": {name: spread(found) for name, found in times.items()},
+        "rounds": {name: len(found) for name, found in times.items()},
+    }
+
+
+def _short(name: str) -> str:
+    return name.lower().replace(", ", "_").replace(" ", "_")
+
+
+def prefill(
+    model: Any,
+    batch: dict[str, Tensor],
+    variants: Mapping[str, Variant],
+    rounds: int,
+    device: str,
+) -> dict[str, Any]:
+    """The decoder on the prompt: the tower's features are there already."""
+    with features_once(model, batch):
+        times = interleaved(
+            variants, lambda: forward(model, batch), rounds, device, once=("unpruned",)
+        )
+    return against_oracle(times)
+
+
+def first_word(
+    model: Any,
+    batch: dict[str, Tensor],
+    variants: Mapping[str, Variant],
+    rounds: int,
+    device: str,
+) -> dict[str, Any]:
+    """The tower, and the decoder on the prompt."""
+    times = interleaved(variants, lambda: forward(model, batch), rounds, device, ("unpruned",))
+    return against_oracle(times)
+
+
+def decode(
+    model: Any,
+    batch: dict[str, Tensor],
+    variants: Mapping[str, Variant],
+    words: int,
+    rounds: int,
+    device: str,
+) -> dict[str, Any]:
+    """Seconds of each word after the first, on the cache that the prefill left."""
+    found: dict[str, list[float]] = {name: [] for name in variants}
+    rows = len(batch["input_ids"])
+    word = torch.full((rows, 1), 9, device=device)
+    with features_once(model, batch):
+        for _ in range(rounds):
+            for name, variant in variants.items():
+                with variant(), torch.inference_mode():
+                    cache = forward(model, batch).past_key_values
+                    mask = batch["attention_mask"]
+                    seconds = []
+                    for _ in range(words):
+                        mask = torch.cat([mask, mask[:, -1:]], dim=1)
+                        synchronise(device)
+                        start = time.perf_counter()
+                        model(input_ids=word, attention_mask=mask, past_key_values=cache)
+                        synchronise(device)
+                        seconds.append(time.perf_counter() - start)
+                    found[name].append(median(seconds))
+    return against_oracle(found)
+
+
+def end_to_end(
+    model: Any,
+    batch: dict[str, Tensor],
+    variants: Mapping[str, Variant],
+    lengths: tuple[int, ...],
+    rounds: int,
+    device: str,
+) -> dict[str, Any]:
+    """Seconds of `generate`, tower included, for answers of some lengths."""
+
+    def answer(words: int) -> None:
+        model.generate(**batch, max_new_tokens=words, min_new_tokens=words, do_sample=False)
+
+    found = {}
+    for words in lengths:
+        times = interleaved(variants, partial(answer, words), rounds, device, ("unpruned",))
+        found[str(words)] = against_oracle(times)
+    return found

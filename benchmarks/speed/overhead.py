@@ -1,0 +1,85 @@
+"""What wrapping costs where nothing is pruned, and what training costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import tokenprune as tp
+
+from .inference import forward
+from .kept import Kept
+from .shapes import Shape
+from .timing import Variant, interleaved, median, ratio
+from .variants import features_once, paused
+
+__all__ = ["paused_overhead", "training"]
+
+
+def paused_overhead(
+    model: Any, shape: Shape, kept: Kept, batch: dict[str, Tensor], rounds: int, device: str
+) -> float:
+    """How much longer a prefill takes in a wrapped, paused model: 0.01 is one hundredth."""
+    variants: dict[str, Variant] = {
+        "unpruned": nullcontext,
+        "paused": partial(paused, model, shape, kept),
+    }
+    with features_once(model, batch):
+        times = interleaved(variants, lambda: forward(model, batch), rounds, device)
+    return ratio(times["paused"], times["unpruned"]) - 1
+
+
+def training(
+    model: Any, shape: Shape, batch: dict[str, Tensor], rounds: int, device: str
+) -> dict[str, float]:
+    """A step of the heads, against forward and backward of the same layers without them.
+
+    The unwrapped model's gradient goes as far down: to a vector that is added to the output of the
+    layer that the first module follows.
+    """
+    labels = batch["input_ids"].clone()
+    labels[:, :-8] = -100
+
+    def step() -> None:
+        model(**batch, labels=labels).loss.backward()
+
+    @contextmanager
+    def bare() -> Iterator[None]:
+        layer = model.model.language_model.layers[shape.modules[0]]
+        nothing = nn.Parameter(torch.zeros(shape.width, device=device, dtype=model.dtype))
+        handle = layer.register_forward_hook(
+            lambda module, given, output: (
+                (output[0] + nothing, *output[1:])
+                if isinstance(output, tuple)
+                else output + nothing
+            )
+        )
+        yield
+        handle.remove()
+
+    @contextmanager
+    def heads() -> Iterator[None]:
+        tp.wrap(model, tp.ATPConfig(layers=shape.modules, target_tokens=shape.visual / 2))
+        tp.train_only_heads(model)
+        model.train()
+        yield
+        model.eval()
+        tp.unwrap(model)
+
+    needed = [parameter.requires_grad for parameter in model.parameters()]
+    model.requires_grad_(False)
+    try:
+        times = interleaved({"unpruned": bare, "heads": heads}, step, rounds, device)
+    finally:
+        for parameter, need in zip(model.parameters(), needed, strict=True):
+            parameter.requires_grad_(need)
+    return {
+        "unpruned_s": median(times["unpruned"]),
+        "heads_s": median(times["heads"]),
+        "ratio": ratio(times["heads"], times["unpruned"]),
+    }

@@ -1,0 +1,194 @@
+"""The measured figures as one page; nothing in it is typed by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .predict import predicted
+from .shapes import CPU, LLAVA_7B, Shape
+
+__all__ = ["render"]
+
+_SHAPES = {shape.name: shape for shape in (CPU, LLAVA_7B)}
+_VALUE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+_HEAD = """# Performance
+
+Written by `python -m benchmarks.speed --render docs/performance.md` from
+`benchmarks/results/speed-*.json`, which `make bench` measures: do not edit.
+
+The yardstick is the **oracle**: the same unwrapped model on the same tokens in each layer, known in
+advance, with no scores, no decision and no wait for the device; hidden states and position
+embeddings are picked by indices made before the clock starts. *Oracle ratio* is its time over
+ATP's: 1 is the best there can be. Weights are random; ATP computes its scores, heads and thresholds
+in full, and what is then kept is forced to the paper's counts (143, 109 and 21 of 576 tokens after
+its three modules, the simple picture's 106, 81 and 19 in the lightest row of a ragged batch), so
+that the work is the paper's. Variants take turns within a round; figures are medians over rounds,
+ratios medians of the rounds' ratios, ± half of the range between the quartiles.
+"""
+
+
+def render(results: Path) -> str:
+    """The page."""
+    parts = [_HEAD]
+    for path in sorted(results.glob("speed-*.json")):
+        parts.append(_machine(path, json.loads(path.read_text(encoding="utf-8"))))
+    return "\n".join(parts)
+
+
+def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.1f} ms"
+
+
+def _bytes(value: float) -> str:
+    return f"{value / 2**20:.2f} MiB"
+
+
+def _machine(path: Path, found: dict[str, Any]) -> str:
+    where, shape = found["environment"], _SHAPES[found["shape"]]
+    machine = where["gpu"] if found["device"] != "cpu" else where["processor"]
+    parts = [
+        f"## {machine}\n",
+        f"`{path.name}`: {shape.name} ({shape.layers} layers of {shape.width}, MLP {shape.mlp}, "
+        f"{shape.visual} visual and {shape.before + shape.after} text tokens, modules after layers "
+        f"{', '.join(map(str, shape.modules))}), {found['dtype']}, {found['threads']} CPU threads, "
+        f"torch {where['torch']}, transformers {where['transformers']}.\n",
+        _prediction(shape, found),
+        _prefill(found),
+    ]
+    for name, part in (
+        ("methods", _methods),
+        ("decode", _decode),
+        ("end_to_end", _end_to_end),
+        ("growth", _growth),
+    ):
+        if name in found:
+            parts.append(part(found[name]))
+    parts += [_pruner(found), _overheads(found)]
+    return "\n".join(parts)
+
+
+def _prediction(shape: Shape, found: dict[str, Any]) -> str:
+    said = predicted(shape, _VALUE_BYTES[found["dtype"]])
+    return (
+        f"**Counted before anything was measured**: {said['flops']:.1%} of the decoder's prefill "
+        f"operations are left and {said['kv']:.1%} of the cache, so a prefill can be "
+        f"{said['speedup']:.2f} times as fast where products are all; scoring adds "
+        f"{said['scoring']:.2%} of operations to that.\n"
+    )
+
+
+def _prefill(found: dict[str, Any]) -> str:
+    head = ["prefill", "unpruned", "oracle", "ATP", "oracle ratio", "speed-up", "ATP by full map"]
+    body = []
+    first = (
+        {"first word, tower included, batch 1": found["first_word"]}
+        if ("first_word" in found)
+        else {}
+    )
+    rows = {f"batch {name[1:]}": row for name, row in found["prefill"].items()} | first
+    for name, row in rows.items():
+        full = row.get("atp_full_map_s")
+        body.append(
+            [
+                name,
+                *(
+                    f"{_seconds(row[f'{key.lower()}_s'])} ± {row['spread'][key]:.0%}"
+                    for key in ("unpruned", "oracle", "ATP")
+                ),
+                f"**{row['oracle_ratio']:.3f}**",
+                f"{row['speedup']:.2f}",
+                "-" if full is None else _seconds(full),
+            ]
+        )
+    return _table(head, body)
+
+
+def _methods(row: dict[str, Any]) -> str:
+    body = [
+        [name, _seconds(row[f"{name.lower().replace(', ', '_').replace(' ', '_')}_s"])]
+        for name in row["spread"]
+    ]
+    return (
+        "Other methods, first word at batch 1, at the same mean of tokens where they can:\n\n"
+        + (_table(["", "time"], body))
+    )
+
+
+def _decode(row: dict[str, Any]) -> str:
+    return (
+        f"Each further word: unpruned {_seconds(row['unpruned_s'])}, oracle "
+        f"{_seconds(row['oracle_s'])}, ATP {_seconds(row['atp_s'])} "
+        f"(oracle ratio {row['oracle_ratio']:.3f}).\n"
+    )
+
+
+def _end_to_end(rows: dict[str, Any]) -> str:
+    body = [
+        [
+            words,
+            *(_seconds(row[f"{name}_s"]) for name in ("unpruned", "oracle", "atp")),
+            f"{row['oracle_ratio']:.3f}",
+            f"{row['speedup']:.2f}",
+        ]
+        for words, row in rows.items()
+    ]
+    head = ["`generate`, new words", "unpruned", "oracle", "ATP", "oracle ratio", "speed-up"]
+    return _table(head, body)
+
+
+def _growth(found: dict[str, Any]) -> str:
+    body = [
+        [
+            str(row["visual_tokens"]),
+            _seconds(row["scoring_s"]),
+            _seconds(row["layer_s"]),
+            f"{row['scoring_s'] / row['layer_s']:.1%}",
+            _bytes(row["scoring_bytes"]),
+            f"{row['scoring_bytes'] / row['layer_bytes']:.1%}",
+        ]
+        for row in found["rows"]
+    ]
+    powers = found["exponents"]
+    head = ["visual tokens", "scoring", "decoder layer", "", "scoring's memory", "of the layer's"]
+    return (
+        "Scoring at one module against one unpruned decoder layer on as many tokens:\n\n"
+        + _table(head, body)
+        + f"\nTime grows as the tokens to the {powers['scoring_s']:.2f} (layer "
+        f"{powers['layer_s']:.2f}), memory to the {powers['scoring_bytes']:.2f} "
+        f"({powers['layer_bytes']:.2f}).\n"
+    )
+
+
+def _pruner(found: dict[str, Any]) -> str:
+    row = found["pruner"]
+    parts = ", ".join(f"{name} {_seconds(row[name])}" for name in row if name != "all")
+    share = row["all"] / found["prefill"]["b1"]["atp_s"]
+    return (
+        f"The pruner alone, all modules, batch 1: {_seconds(row['all'])}, {share:.1%} of the "
+        f"prefill ({parts}). The oracle gathers too.\n"
+    )
+
+
+def _overheads(found: dict[str, Any]) -> str:
+    text = (
+        f"A wrapped, paused model is {found['paused_overhead']:+.2%} slower. Scoring needs "
+        f"{_bytes(found['scoring_extra_bytes'])} at its peak, {found['scoring_extra_share']:.2%} "
+        "of what the decoder layer before it does.\n"
+    )
+    if "training" in found:
+        row = found["training"]
+        text += (
+            f"\nA training step of the heads takes {row['ratio']:.2f} times the forward and "
+            f"backward pass of the unwrapped model whose gradient goes as far down "
+            f"({_seconds(row['heads_s'])} and {_seconds(row['unpruned_s'])}).\n"
+        )
+    return text

@@ -1,0 +1,72 @@
+"""Side by side: every round runs each variant once, in turned order, so that drift cancels."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+
+import torch
+
+__all__ = ["Variant", "interleaved", "median", "ratio", "spread"]
+
+Variant = Callable[[], AbstractContextManager[object]]
+"""Makes the model what is timed, and gives it back."""
+
+
+def interleaved(
+    variants: Mapping[str, Variant],
+    work: Callable[[], object],
+    rounds: int,
+    device: str,
+    once: tuple[str, ...] = (),
+) -> dict[str, list[float]]:
+    """Seconds of `work` under each variant, round by round, after a round that does not count.
+
+    Parameters
+    ----------
+    once : tuple of str
+        Variants that are run in every third round only: slow ones, of which little is asked.
+    """
+    names = list(variants)
+    found: dict[str, list[float]] = {name: [] for name in names}
+    for n in range(rounds + 1):
+        turn = n % len(names)
+        for name in names[turn:] + names[:turn]:
+            if name in once and n % 3 != 1:
+                continue
+            with variants[name]():
+                synchronise(device)
+                start = time.perf_counter()
+                work()
+                synchronise(device)
+                if n:
+                    found[name].append(time.perf_counter() - start)
+    return found
+
+
+def synchronise(device: str) -> None:
+    """Wait for the device."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def median(times: list[float]) -> float:
+    """Of a variant's seconds."""
+    return statistics.median(times)
+
+
+def spread(times: list[float]) -> float:
+    """Half of the range between the quartiles, as a share of the median."""
+    if len(times) < 2:
+        return 0.0
+    low, _, high = statistics.quantiles(times, n=4)
+    return (high - low) / 2 / median(times)
+
+
+def ratio(above: list[float], below: list[float]) -> float:
+    """Median over the rounds of one variant's seconds over another's in the same round."""
+    if len(above) == len(below):
+        return statistics.median(a / b for a, b in zip(above, below, strict=True))
+    return median(above) / median(below)

@@ -1,0 +1,124 @@
+"""What is timed: the model as it is, the oracle, ATP, and the other methods of the engine."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+import tokenprune as tp
+from tokenprune.config import MethodConfig
+from tokenprune.engine import run
+
+from .kept import Kept, force
+from .oracle import oracle
+from .shapes import Shape
+from .timing import Variant
+
+__all__ = ["atp", "core", "features_once", "paused", "rivals"]
+
+
+def core(model: Any, shape: Shape, kept: Kept) -> dict[str, Variant]:
+    """The model as it is, the oracle, ATP, and ATP that scores as its peers do."""
+    return {
+        "unpruned": nullcontext,
+        "oracle": partial(oracle, model, shape, kept),
+        "ATP": partial(atp, model, shape, kept),
+        "ATP, full map": partial(full_map, model, shape, kept),
+    }
+
+
+@contextmanager
+def atp(model: Any, shape: Shape, kept: Kept) -> Iterator[None]:
+    """Wrapped with ATP, which decides as it does and keeps what is written down."""
+    tp.wrap(model, tp.ATPConfig(layers=shape.modules, target_tokens=shape.visual / 2))
+    force(model, kept)
+    try:
+        yield
+    finally:
+        tp.unwrap(model)
+
+
+@contextmanager
+def paused(model: Any, shape: Shape, kept: Kept) -> Iterator[None]:
+    """Wrapped, and not pruning."""
+    with atp(model, shape, kept), tp.paused(model):
+        yield
+
+
+@contextmanager
+def full_map(model: Any, shape: Shape, kept: Kept) -> Iterator[None]:
+    """Scores from the whole (heads, queries, keys) map, as eager attention would give it."""
+    with atp(model, shape, kept), mock.patch.object(run, "attention_received", received_by_map):
+        yield
+
+
+def received_by_map(
+    query: Tensor,
+    key: Tensor,
+    weights: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    softcap: float | None,
+    lse: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Attention received, the map made and softmaxed as transformers' eager attention does."""
+    key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+    logits = query @ key.transpose(2, 3) * (scaling or query.shape[-1] ** -0.5)
+    queries, keys = logits.shape[2:]
+    visible = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
+    if mask is not None:
+        visible = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    logits = logits.masked_fill(~visible, torch.finfo(logits.dtype).min)
+    attention = logits.softmax(dim=-1, dtype=torch.float32).mean(dim=1)
+    seen = visible.expand(len(query), 1, queries, keys)[:, 0].float()
+    return weights @ attention, weights @ seen
+
+
+@contextmanager
+def rival(model: Any, config: MethodConfig) -> Iterator[None]:
+    """Wrapped with another method."""
+    tp.wrap(model, config)
+    try:
+        yield
+    finally:
+        tp.unwrap(model)
+
+
+def rivals(model: Any, shape: Shape, kept: Kept) -> dict[str, Variant]:
+    """The other methods, with the same mean of tokens over the layers where they can.
+
+    None is forced: each decides by its own rule on random weights.
+    """
+    visual = slice(shape.before, shape.before + shape.visual)
+    counts = [shape.visual, *(int(alive[:, visual].sum(1).max()) for alive in kept.after)]
+    ends = (*shape.modules, shape.layers - 1)
+    spans = [ends[0] + 1, *(b - a for a, b in itertools.pairwise(ends))]
+    mean = sum(n * count for n, count in zip(spans, counts, strict=True)) / shape.layers
+    once = (shape.layers * mean - 2 * shape.visual) / (shape.layers - 2)
+    configs = {
+        "FastV": tp.FastVConfig(layer=1, keep=once),
+        "ID-Selection": tp.IDSelectionConfig(layer=1, keep=once),
+        "PyramidDrop": tp.PyramidDropConfig(),
+        "SparseVLM": tp.SparseVLMConfig(),
+        "DivPrune": tp.DivPruneConfig(keep=mean),
+        "PruMerge+": tp.PruMergeConfig(keep=mean, plus=True),
+        "VisionZip": tp.VisionZipConfig(keep=mean),
+        "random, before the decoder": tp.RandomConfig(layers=(-1,), keep=(mean,)),
+    }
+    return {name: partial(rival, model, config) for name, config in configs.items()}
+
+
+@contextmanager
+def features_once(model: Any, batch: dict[str, Tensor]) -> Iterator[None]:
+    """Inside, the vision tower does not run: its features were made before."""
+    with torch.inference_mode():
+        features = model.model.get_image_features(pixel_values=batch["pixel_values"])
+    with mock.patch.object(model.model, "get_image_features", return_value=features):
+        yield

@@ -1,0 +1,167 @@
+"""The speed benchmark: the oracle does the same work, and the figures are what they say."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+import tokenprune as tp
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # benchmarks are not installed
+
+from benchmarks.speed import __main__ as program  # noqa: E402
+from benchmarks.speed import inference, render  # noqa: E402
+from benchmarks.speed.kept import kept_of  # noqa: E402
+from benchmarks.speed.memory import peak_bytes  # noqa: E402
+from benchmarks.speed.predict import predicted  # noqa: E402
+from benchmarks.speed.scoring import exponent  # noqa: E402
+from benchmarks.speed.shapes import CPU, LLAVA_7B, Shape, build, inputs  # noqa: E402
+from benchmarks.speed.timing import interleaved, ratio, spread  # noqa: E402
+from benchmarks.speed.variants import core, features_once, rivals  # noqa: E402
+
+TINY = Shape(
+    name=CPU.name,
+    layers=6,
+    width=64,
+    mlp=96,
+    heads=4,
+    side=12,
+    tower_layers=3,
+    tower_width=64,
+    modules=(1, 3, 4),
+)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_all_variants_compute_the_same(batch: int) -> None:
+    """The oracle, ATP and ATP by the full map end with the same logits: their work is the same."""
+    model = build(TINY, "cpu", torch.float32)
+    given, kept = inputs(TINY, batch, "cpu", torch.float32), kept_of(TINY, batch, "cpu", batch > 1)
+    logits, lengths = {}, {}
+    for name, variant in core(model, TINY, kept).items():
+        with variant():
+            out = inference.forward(model, given)
+            logits[name] = out.logits[:, -1]
+            lengths[name] = [layer.keys.shape[2] for layer in out.past_key_values.layers]
+            if name == "ATP":
+                counts = tp.stats(model).kept
+    assert lengths["oracle"] == lengths["ATP"] == lengths["ATP, full map"]
+    assert lengths["unpruned"] == [TINY.length] * TINY.layers
+    assert (counts[:, -1] == [144, 144, 36, 36, 27, 5]).all()
+    if batch > 1:
+        assert (counts[:, 0] == [144, 144, 26, 26, 20, 5]).all()
+        # A shorter row's last token is not the last slot: compare where it is.
+        rows = [batch - 1]
+    else:
+        rows = [0]
+    for name in ("ATP", "ATP, full map"):
+        assert (logits[name][rows] - logits["oracle"][rows]).abs().max() < 1e-5
+    assert (logits["unpruned"] - logits["oracle"]).abs().max() > 1e-3
+
+
+def test_every_rival_runs_at_the_same_mean() -> None:
+    model = build(TINY, "cpu", torch.float32)
+    given, kept = inputs(TINY, 2, "cpu", torch.float32), kept_of(TINY, 2, "cpu", ragged=False)
+    mean = (2 * 144 + 2 * 36 + 27 + 5) / 6
+    for name, variant in rivals(model, TINY, kept).items():
+        with variant():
+            inference.forward(model, given)
+            found = tp.stats(model).mean_tokens
+        if name not in ("PyramidDrop", "SparseVLM"):
+            assert found == pytest.approx(mean, abs=1), name
+    assert not hasattr(model, "tokenprune")
+
+
+def test_the_tower_does_not_run_where_its_features_are_there() -> None:
+    model, given = build(TINY, "cpu", torch.float32), inputs(TINY, 1, "cpu", torch.float32)
+    wanted = inference.forward(model, given).logits
+    calls = []
+    model.model.vision_tower.register_forward_hook(lambda *_: calls.append(1))
+    with features_once(model, given):
+        calls.clear()
+        assert torch.equal(inference.forward(model, given).logits, wanted)
+        assert not calls
+    inference.forward(model, given)
+    assert calls
+
+
+def test_variants_take_turns() -> None:
+    order = []
+
+    def variant(name: str):
+        @contextmanager
+        def enter():
+            order.append(name)
+            yield
+
+        return enter
+
+    names = ("a", "b", "c")
+    found = interleaved({n: variant(n) for n in names}, lambda: None, 3, "cpu", once=("c",))
+    assert order == ["a", "b", "b", "c", "a", "a", "b", "a", "b"]
+    assert {name: len(times) for name, times in found.items()} == {"a": 3, "b": 3, "c": 1}
+    assert ratio([2.0, 6.0, 4.0], [1.0, 2.0, 4.0]) == 2.0
+    assert spread([1.0]) == 0.0
+
+
+def test_peak_memory_is_what_is_there_at_once() -> None:
+    def work() -> None:
+        for _ in range(3):
+            one = torch.empty(1 << 18)
+            two = torch.empty(1 << 17)
+            del one, two
+
+    assert peak_bytes(work, "cpu") == pytest.approx(4 * ((1 << 18) + (1 << 17)), rel=0.01)
+
+
+def test_predictions_are_the_papers_counts() -> None:
+    said = predicted(LLAVA_7B, 2)
+    visual = (4 * 576 + 10 * 143 + 10 * 109 + 8 * 21) / 32
+    assert said["kv"] == pytest.approx((visual + 64) / 640)
+    assert 2.9 < said["speedup"] < 3.0
+    assert exponent([(x, 3 * x**1.5) for x in (2.0, 5.0, 9.0)]) == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_the_program_writes_what_it_promises(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: bool
+) -> None:
+    monkeypatch.setattr(program, "CPU", TINY)
+    monkeypatch.setitem(render._SHAPES, TINY.name, TINY)
+    monkeypatch.setattr(program.scoring, "growth", lambda *_: GROWTH)
+    path = tmp_path / "speed-cpu.json"
+    threads = str(torch.get_num_threads())
+    flags = ["speed", "--json", str(path), "--threads", threads] + ["--quick"] * quick
+    monkeypatch.setattr(sys, "argv", flags)
+    program.main()
+    found = json.loads(path.read_text())
+    for size in ("b1", "b8"):
+        named = {"unpruned_s", "oracle_s", "atp_s", "oracle_ratio", "speedup"}
+        assert named <= found["prefill"][size].keys()
+        assert all(found["prefill"][size][name] > 0 for name in named)
+    assert found["scoring_extra_bytes"] > 0
+    assert -1 < found["paused_overhead"] < 2
+    page = render.render(tmp_path)
+    assert f"`{path.name}`: {TINY.name} (6 layers of 64" in page
+    assert "| batch 8 |" in page
+    assert ("training step" in page) != quick
+
+
+GROWTH = {
+    "rows": [
+        {
+            "visual_tokens": 576,
+            "scoring_s": 0.01,
+            "scoring_bytes": 1000,
+            "layer_s": 0.2,
+            "layer_bytes": 50000,
+        }
+    ],
+    "exponents": {"scoring_s": 2.0, "scoring_bytes": 1.0, "layer_s": 1.2, "layer_bytes": 1.0},
+}
