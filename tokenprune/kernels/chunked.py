@@ -70,44 +70,23 @@ def attention_received(
         lse = None if softcap is not None else rearrange(lse, "b (g r) q -> b g r q", g=kv_heads)
 
     received = weights.new_zeros(batch, weights.shape[1], keys)
-    together, groups, rows = _block_sizes(query, keys)
     # Autocast would multiply in half precision, whose range the hidden logits exceed.
     with torch.autocast(query.device.type, enabled=False):
-        for row in _slices(batch, together):
-            for group in _slices(kv_heads, groups):
-                _add(
-                    received[row],
-                    query[row, group],
-                    key[row, group],
-                    weights[row],
-                    mask[row] if mask is not None and len(mask) > 1 else mask,
-                    scaling,
-                    softcap,
-                    None if lse is None else lse[row, group],
-                    rows,
-                )
+        rows = [slice(n, n + 1) for n in range(batch)]
+        if query.device.type != "cpu":
+            rows = [slice(None)]  # launches cost more than a cache gives
+        for row in rows:
+            _add(
+                received[row],
+                query[row],
+                key[row],
+                weights[row],
+                mask[row] if mask is not None and len(mask) > 1 else mask,
+                scaling,
+                softcap,
+                None if lse is None else lse[row],
+            )
     return received / heads, _seen_by(weights, mask, keys)
-
-
-def _block_sizes(query: Tensor, keys: int) -> tuple[int, int, int]:
-    """How many rows of the batch, key heads and queries go together.
-
-    Parameters
-    ----------
-    query : (batch, kv_heads, shared, queries, width)
-    keys : int
-    """
-    batch, kv_heads, shared, queries, _ = query.shape
-    if query.device.type == "cpu":
-        fits = _BLOCK_BYTES // (4 * keys * shared)
-        rows = max(1, min(queries, fits, _ROWS))
-        return 1, max(1, min(kv_heads, fits // rows)), rows
-    fits = _ELSEWHERE // (4 * keys * shared * batch * kv_heads)
-    return batch, kv_heads, max(1, min(queries, fits))
-
-
-def _slices(length: int, step: int) -> list[slice]:
-    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
 
 
 def _add(
@@ -119,41 +98,51 @@ def _add(
     scaling: float,
     softcap: float | None,
     lse: Tensor | None,
-    rows: int,
 ) -> None:
-    """Add what some heads give, summed over them, some query rows at a time."""
-    batch, groups, shared, queries, _ = query.shape
+    """Add what some rows of the batch give, summed over their heads, block by block."""
+    batch, kv_heads, shared, queries, _ = query.shape
     keys = key.shape[2]
-    key = key.float().transpose(2, 3).flatten(0, 1)
+    cpu = query.device.type == "cpu"
+    most = (_BLOCK_BYTES if cpu else _ELSEWHERE) // 4
+    rows = max(1, min(queries, _ROWS if cpu else queries, most // (keys * shared * batch)))
     corner = torch.ones(rows, rows, dtype=torch.bool, device=key.device).triu_(1)
-    nothing = key.new_zeros(1, 1, 1)
-    room = key.new_empty(batch * groups * shared * rows * keys)
+    nothing = torch.zeros(1, 1, 1, device=key.device)
+    room = nothing.new_empty(max(most, batch * shared * rows * keys))
     for part in _slices(queries, rows):
         count = part.stop - part.start
         # Under the causal rule nothing past the block's last row is visible.
         end = keys - queries + part.stop if mask is None else keys
-        block = query[:, :, :, part].reshape(batch * groups, shared * count, -1).float()
-        minus = nothing if lse is None else lse[:, :, :, part].reshape(*block.shape[:2], 1)
-        shape = (batch * groups, shared * count, end)
-        logits = torch.baddbmm(
-            minus.expand(shape),
-            block,
-            key[..., :end],
-            beta=0 if lse is None else -1,
-            alpha=scaling,
-            out=room[: math.prod(shape)].view(shape),
-        ).view(batch, groups, shared, count, end)
-        if softcap is not None:
-            logits = (logits / softcap).tanh_() * softcap
-        if mask is None:
-            later = logits[..., keys - queries + part.start :]
-            later.masked_fill_(corner[:count, :count], -torch.inf)
-        else:
-            _hide(logits, mask[:, :, part])
-        attention = _softmax(logits) if lse is None else logits.exp_()
-        # Heads and queries of a block are summed over in one product.
-        every = weights[:, :, None, part].expand(-1, -1, groups * shared, -1).flatten(2)
-        received[:, :, :end].baddbmm_(every, attention.flatten(1, 3))
+        for group in _slices(kv_heads, max(1, most // (batch * shared * count * end))):
+            groups = group.stop - group.start
+            block = query[:, group, :, part].reshape(batch * groups, shared * count, -1).float()
+            columns = key[:, group, :end].reshape(batch * groups, end, -1).float()
+            minus = nothing
+            if lse is not None:
+                minus = lse[:, group, :, part].reshape(*block.shape[:2], 1)
+            shape = (batch * groups, shared * count, end)
+            logits = torch.baddbmm(
+                minus.expand(shape),
+                block,
+                columns.transpose(1, 2),
+                beta=0 if lse is None else -1,
+                alpha=scaling,
+                out=room[: math.prod(shape)].view(shape),
+            ).view(batch, groups, shared, count, end)
+            if softcap is not None:
+                logits = logits.div_(softcap).tanh_().mul_(softcap)
+            if mask is None:
+                later = logits[..., keys - queries + part.start :]
+                later.masked_fill_(corner[:count, :count], -torch.inf)
+            else:
+                _hide(logits, mask[:, :, part])
+            attention = _softmax(logits) if lse is None else logits.exp_()
+            # Heads and queries of a block are summed over in one product.
+            every = weights[:, :, None, part].expand(-1, -1, groups * shared, -1).flatten(2)
+            received[:, :, :end].baddbmm_(every, attention.flatten(1, 3))
+
+
+def _slices(length: int, step: int) -> list[slice]:
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
 
 
 def _hide(logits: Tensor, mask: Tensor) -> None:
