@@ -16,7 +16,7 @@ from tokenprune.engine import engine_of
 from .cases import LAYERS, Case, cases, model_of, reference_rows
 from .models import BOS, IMAGE, IMAGE_TOKEN, make_batch, row_alone, tiny_llava, with_labels
 from .reference import Reference
-from .scripted import scripted
+from .scripted import SPARED, scripted
 from .tolerance import assert_close
 
 
@@ -37,6 +37,12 @@ def test_the_gone_are_scored_as_if_they_were_there(device: str, attn: str, case:
             ids = row_alone(batch, n)["input_ids"][0]
             visual = ids == IMAGE_TOKEN
             assert torch.equal(context.layout.mask[n, where], visual)
+            left = ~visual if layer < 0 else alive[layer] & ~visual
+            assert torch.equal(context.prompt[n, where], left)
+            spared = torch.isin(ids, ids.new_tensor(SPARED))
+            spared[-1] = True
+            droppable = left & ~spared if script.words is not None else torch.zeros_like(left)
+            assert torch.equal(context.text[n, where], droppable)
             # A token's state in the layer after is what it had before, if it is not in this one.
             state = row.inputs[layer + 1]
             before = alive[max(layer, 0)] | visual
@@ -61,7 +67,7 @@ def in_and_out(model: Any, drops_first: bool = True) -> None:
     """Set ATP's thresholds so that one module drops everything and the next nothing, or so."""
     method: Any = engine_of(model).method
     first = 30.0 if drops_first else -30.0
-    for heads, bias in zip(method.thresholds, (first, -30.0), strict=True):
+    for heads, bias in zip(method.thresholds, (first, -30.0, -30.0), strict=False):
         for parameter in heads.parameters():
             torch.nn.init.zeros_(parameter)
         biases = [p for name, p in heads.named_parameters() if name.endswith("bias")]
@@ -88,7 +94,7 @@ def test_a_softened_token_is_scored_as_if_it_were_there() -> None:
     found = {}
     for revival in (True, False):
         config = tp.ATPConfig(
-            layers=(1, 3), target_tokens=18, revival=revival, prunings=("redundant",)
+            layers=(1, 3, 4), target_tokens=18, revival=revival, prunings=("redundant",)
         )
         model = tp.wrap(tiny_llava(), config).train()
         in_and_out(model)
@@ -100,6 +106,8 @@ def test_a_softened_token_is_scored_as_if_it_were_there() -> None:
         found[revival] = contexts[1].received["prompt"].total[contexts[1].layout.mask]
         weight = contexts[1].weight[contexts[1].layout.mask]
         assert weight.mean() == (1 if revival else 0)
+        # What the second module took back speaks at the third.
+        assert contexts[2].received["visual"].queries.tolist() == [36 if revival else 0]
     assert found[True].sum() > 3 * found[False].sum()
 
 
