@@ -20,6 +20,10 @@ atp_configs = st.builds(
     averaging=st.sampled_from(("visible", "all")),
     sources=st.sampled_from((("self",), ("cross",), ("self", "cross"), ("cross", "self"))),
     prunings=st.sampled_from((("redundant",), ("spatial",), ("redundant", "spatial"))),
+    preserve_positions=st.just(True),
+    revival=st.booleans(),
+    text_threshold=st.none() | st.floats(0.01, 0.99),
+    special_ids=st.lists(st.integers(0, 10**6), max_size=3).map(tuple),
     strides=st.lists(st.integers(2, 9), min_size=1).map(tuple),
     sample_weight=st.floats(0.1, 3.9),
     hidden=st.integers(1, 300),
@@ -71,6 +75,11 @@ def test_what_a_newer_release_wrote_is_left_out_with_a_warning(name):
         assert config_from(values) == config
 
 
+def test_revival_needs_places():
+    with pytest.raises(ValueError, match=r"revival=True: .*not with preserve_positions=False"):
+        ATPConfig(revival=True, preserve_positions=False)
+
+
 def test_another_method_is_refused():
     with pytest.raises(ValueError, match=r"method='dream'.*expected one of"):
         config_from({"method": "dream"})
@@ -99,7 +108,9 @@ BAD = [
     *(("prunings", bad) for bad in ((), ("spatial", "spatial"), ("random",), "spatial", None)),
     *(("strides", bad) for bad in ((), (1, 2), (2.0, 3), (0,), ("2",), 2, None)),
     *(("sample_weight", bad) for bad in (0, -3, 4, 4.5)),
-    *((n, bad) for n in ("temporal", "preserve_positions") for bad in (1, "yes", None)),
+    *((n, bad) for n in ("temporal", "preserve_positions", "revival") for bad in (1, "yes", None)),
+    *(("text_threshold", bad) for bad in (0, 1, 1.5, "0.5", float("nan"))),
+    *(("special_ids", bad) for bad in (7, (-1,), (1.5,), ("</s>",), (True,))),
     *(("hidden", bad) for bad in (0, -1, 2.5, "64", None)),
     *(("grid", bad) for bad in ((24,), (24, 24, 1), (0, 24), (24, -1), (2.5, 3), 24, "ab")),
     *(("temperature", bad) for bad in (0, -20)),
