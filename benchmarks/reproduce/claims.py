@@ -45,12 +45,17 @@ def _holds(held: bool) -> str:
     return "holds" if held else "fails"
 
 
+def _gap(high: dict[int, float], low: dict[int, float]) -> tuple[float, float]:
+    """Mean over the seeds of one above another, and its standard error."""
+    gaps = [high[seed] - low[seed] for seed in sorted(high.keys() & low.keys())]
+    error = statistics.stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else 0.0
+    return statistics.mean(gaps), error
+
+
 def _against(claim: str, high: dict[int, float], low: dict[int, float], other: str) -> Claim:
     """Whether one is above another, seed by seed on the same questions."""
-    gaps = [high[seed] - low[seed] for seed in sorted(high.keys() & low.keys())]
-    gap = statistics.mean(gaps)
-    error = statistics.stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else 0.0
-    verdict = "within error" if abs(gap) < error else _holds(gap > 0)
+    gap, error = _gap(high, low)
+    verdict = "within error" if abs(gap) <= error else _holds(gap > 0)
     means = [statistics.mean(found.values()) for found in (high, low)]
     figures = f"{means[0]:.1%} against {means[1]:.1%}{other}: {gap:+.1%} ± {error * 100:.1f}"
     return claim, verdict, figures
@@ -101,25 +106,40 @@ def _extended(rows: list[Row]) -> Iterator[Claim]:
 
 
 def _depths(rows: list[Row]) -> Iterator[Claim]:
-    def lost(kind: str, depth: int, ratio: float) -> float:
-        def mean(r: float) -> float:
-            return statistics.mean(
-                row["accuracy"]
-                for row in rows
-                if (row["kind"], row["depth"], row["ratio"]) == (kind, depth, r)
-            )
+    def lost(kind: str, depth: int, ratio: float) -> dict[int, float]:
+        """Seed → share of the accuracy that is lost."""
 
-        return 1 - mean(ratio) / mean(0.0)
+        def of(ratio: float) -> dict[int, float]:
+            keys = (kind, depth, ratio)
+            found = [r for r in rows if (r["kind"], r["depth"], r["ratio"]) == keys]
+            return {row["seed"]: row["accuracy"] for row in found}
+
+        before, after = of(0.0), of(ratio)
+        return {seed: 1 - after[seed] / before[seed] for seed in sorted(before)}
 
     depths = sorted({row["depth"] for row in rows})
-    for kind in ("fine", "coarse"):
-        losses = [lost(kind, depth, 0.8) for depth in depths]
-        figures = ", ".join(f"layer {d}: -{x:.1%}" for d, x in zip(depths, losses, strict=True))
-        falls = all(a >= b for a, b in itertools.pairwise(losses))
-        yield f"pruning 80 % hurts {kind} questions more in earlier layers", _holds(falls), figures
-    fine, coarse = (lost(kind, depths[0], 0.8) for kind in ("fine", "coarse"))
-    figures = f"-{fine:.1%} against -{coarse:.1%} at layer {depths[0]}"
-    yield "fine questions suffer more than coarse ones", _holds(fine > coarse), figures
+    for ratio in (0.8, 0.95):
+        for kind in ("fine", "coarse"):
+            losses = [lost(kind, depth, ratio) for depth in depths]
+            # Each depth against the next: all must fall, and one by more than its error.
+            steps = [_gap(a, b) for a, b in itertools.pairwise(losses)]
+            falls = all(gap >= -error for gap, error in steps)
+            clear = any(gap > error for gap, error in steps)
+            verdict = _holds(clear) if falls else "fails"
+            if falls and not clear:
+                verdict = "within error"
+            figures = ", ".join(
+                f"layer {depth}: {-statistics.mean(found.values()):+.1%}"
+                for depth, found in zip(depths, losses, strict=True)
+            )
+            claim = f"pruning {ratio:.0%} hurts {kind} questions more in earlier layers"
+            yield claim, verdict, figures
+        fine, coarse = (lost(kind, depths[0], ratio) for kind in ("fine", "coarse"))
+        claim = f"pruning {ratio:.0%} at layer {depths[0]} hurts fine questions more than coarse"
+        gap, error = _gap(fine, coarse)
+        verdict = "within error" if abs(gap) <= error else _holds(gap > 0)
+        means = [-statistics.mean(found.values()) for found in (fine, coarse)]
+        yield claim, verdict, f"{means[0]:+.1%} against {means[1]:+.1%}"
 
 
 def _complex(rows: list[Row]) -> Iterator[Claim]:
