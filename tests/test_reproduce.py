@@ -30,7 +30,7 @@ TINY = dataclasses.replace(QUICK, questions=6, steps=1)
 @pytest.mark.parametrize("block", ["mean", "final"])
 def test_configurations_meet_their_budget(share: float, block: str) -> None:
     """Measured on the small model: within a token, but for grids, which come in whole lines."""
-    model, batch = load(), calibration(0)[0]
+    model, batch = load(), calibration(QUICK, 0)[0]
     few = {name: values[:2] for name, values in batch.items()}
     total = model.config.image_seq_length
     configs = (at_mean if block == "mean" else with_final)(share, total, 24)
@@ -69,7 +69,7 @@ def test_fixed_counts_are_the_same_for_every_picture() -> None:
     tp.wrap(model, tp.ATPConfig(layers=(1, 4, 12), target_tokens=36))
     fix(model, (40.4, 20.0, 7.0))
     with torch.inference_mode():
-        model(**{name: values[:5] for name, values in calibration(0)[0].items()})
+        model(**{name: values[:5] for name, values in calibration(QUICK, 0)[0].items()})
     kept = tp.stats(model).kept
     assert {tuple(column) for column in kept.T.tolist()} == {
         (144,) * 2 + (40,) * 3 + (20,) * 8 + (7,) * 11
@@ -77,11 +77,11 @@ def test_fixed_counts_are_the_same_for_every_picture() -> None:
 
 
 def test_final_tokens_are_met_by_bisection(monkeypatch: pytest.MonkeyPatch) -> None:
-    few = ({name: values[:12] for name, values in calibration(0)[0].items()},)
-    monkeypatch.setattr(table1, "calibration", lambda seed: few)
+    few = ({name: values[:12] for name, values in calibration(QUICK, 0)[0].items()},)
+    monkeypatch.setattr(table1, "calibration", lambda setting, seed: few)
     model = load()
     tp.wrap(model, tp.ATPConfig(layers=(1, 4, 12), target_tokens=36))
-    table1.to_budget(model, 0.25, "final", seed=0)
+    table1.to_budget(model, QUICK, 0.25, "final", seed=0)
     assert table1.measured(model, list(few))["final_tokens"] == pytest.approx(36, abs=2)
 
 

@@ -48,7 +48,7 @@ def one(
         model = atp(setting, seed, work, folder, **choice)
         total = model.config.image_seq_length
         try:
-            tp.calibrate(model, list(calibration(seed)), share * total)
+            tp.calibrate(model, list(calibration(setting, seed)), share * total)
         except ValueError as error:
             return {"unreachable": str(error)}
         return measure(model, questions_of(setting, seed), unpruned(setting, seed))

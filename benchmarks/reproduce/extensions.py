@@ -53,5 +53,5 @@ def one(
         heads = engine_of(model).method.state_dict()
         tp.wrap(tp.unwrap(model), dataclasses.replace(config, text_threshold=threshold))
         engine_of(model).method.load_state_dict(heads)
-    tp.calibrate(model, list(calibration(seed)), share * model.config.image_seq_length)
+    tp.calibrate(model, list(calibration(setting, seed)), share * model.config.image_seq_length)
     return measure(model, questions_of(setting, seed), unpruned(setting, seed))

@@ -26,7 +26,7 @@ def run(setting: Setting, results: Path, work: Path) -> None:
             def made(seed: int = seed, digits: int = digits) -> dict[str, Any]:
                 model = atp(setting, seed, work)
                 total = model.config.image_seq_length
-                tp.calibrate(model, list(calibration(seed)), 0.25 * total)
+                tp.calibrate(model, list(calibration(setting, seed)), 0.25 * total)
                 test = samples("held_out", setting.questions // 2, 300 + seed, (digits, digits))
                 return measure(model, test, base=1.0)
 

@@ -49,8 +49,8 @@ class Setting:
     name : str
     seeds : tuple of int
         Each has its own training, calibration and held-out questions.
-    questions, steps : int
-        For each seed.
+    questions, steps, calibration : int
+        Held-out questions, steps of training and pictures to set budgets on, for each seed.
     shares : tuple of float
         Budgets, as shares of the visual tokens.
     """
@@ -59,11 +59,12 @@ class Setting:
     seeds: tuple[int, ...]
     questions: int
     steps: int
+    calibration: int
     shares: tuple[float, ...]
 
 
-FULL = Setting("full", (0, 1, 2), 500, 40, (0.33, 0.25, 0.22, 0.15))
-QUICK = Setting("quick", (0,), 60, 4, (0.25,))
+FULL = Setting("full", (0, 1, 2), 500, 40, 128, (0.33, 0.25, 0.22, 0.15))
+QUICK = Setting("quick", (0,), 60, 4, 24, (0.25,))
 
 
 def load() -> Any:
@@ -84,10 +85,11 @@ def questions_of(setting: Setting, seed: int) -> list[Sample]:
 
 
 @cache
-def calibration(seed: int) -> tuple[dict[str, Any], ...]:
+def calibration(setting: Setting, seed: int) -> tuple[dict[str, Any], ...]:
     """Training pictures to set budgets on, without answers."""
-    other = samples("train", 128, 1000 + seed)
-    return tuple(collate(processor(), other[n : n + 64], with_answers=False) for n in (0, 64))
+    other = samples("train", setting.calibration, 1000 + seed)
+    parts = [other[n : n + 64] for n in range(0, len(other), 64)]
+    return tuple(collate(processor(), part, with_answers=False) for part in parts)
 
 
 @cache
@@ -113,10 +115,10 @@ def measure(model: Any, test: list[Sample], base: float) -> dict[str, Any]:
     }
 
 
-def start(model: Any, seed: int, target: float) -> None:
+def start(model: Any, setting: Setting, seed: int, target: float) -> None:
     """Let training begin at the budget, where a choice of options can reach it."""
     with suppress(ValueError):
-        tp.calibrate(model, list(calibration(seed)), target)
+        tp.calibrate(model, list(calibration(setting, seed)), target)
 
 
 def atp(setting: Setting, seed: int, work: Path, name: str = "atp", **choices: Any) -> Any:
@@ -128,7 +130,7 @@ def atp(setting: Setting, seed: int, work: Path, name: str = "atp", **choices: A
         return tp.wrap(model, folder)
     target = 0.25 * model.config.image_seq_length
     tp.wrap(model, tp.ATPConfig(layers=PLACES, target_tokens=target, **choices))
-    start(model, seed, target)
+    start(model, setting, seed, target)
     drawn = samples("train", BATCH * setting.steps, seed)
     train_heads(model, processor(), drawn, RATE)
     # Renamed when whole: another process may be looking for it.

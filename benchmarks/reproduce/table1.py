@@ -57,7 +57,7 @@ def trained(
         if not heads:
             target = 0.25 * model.config.image_seq_length
             tp.wrap(model, tp.ATPConfig(layers=PLACES, target_tokens=target))
-        to_budget(model, share, block, seed)
+        to_budget(model, setting, share, block, seed)
         return measure(model, test, base)
 
     keys = {"share": share, "block": block, "seed": seed}
@@ -70,9 +70,9 @@ def trained(
     )
 
 
-def to_budget(model: Any, share: float, block: str, seed: int) -> None:
+def to_budget(model: Any, setting: Setting, share: float, block: str, seed: int) -> None:
     """Calibrate ATP to a mean, or by bisection to a number of final tokens."""
-    total, batches = model.config.image_seq_length, list(calibration(seed))
+    total, batches = model.config.image_seq_length, list(calibration(setting, seed))
     if block == "mean":
         tp.calibrate(model, batches, share * total)
         return
@@ -122,7 +122,7 @@ def adaptive(store: Store, setting: Setting, seed: int, share: float, block: str
     """SparseVLM, whose λ is set by bisection on training pictures."""
 
     def made() -> dict[str, Any]:
-        model, batches = load(), list(calibration(seed))
+        model, batches = load(), list(calibration(setting, seed))
         total = model.config.image_seq_length
         low, high = 0.02, 1.0
         for _ in range(7):

@@ -51,7 +51,7 @@ def pair(store: Store, setting: Setting, seed: int, share: float, work: Path) ->
 
     def calibrated() -> Any:
         model = atp(setting, seed, work)
-        tp.calibrate(model, list(calibration(seed)), share * model.config.image_seq_length)
+        tp.calibrate(model, list(calibration(setting, seed)), share * model.config.image_seq_length)
         return model
 
     def fixed(counts: tuple[float, ...]) -> dict[str, Any]:

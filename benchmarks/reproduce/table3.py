@@ -49,7 +49,7 @@ def run(setting: Setting, results: Path, work: Path) -> None:
             model = tune(tuned, setting, seed)
             total = model.config.image_seq_length
             for share in wanted:
-                tp.calibrate(model, list(calibration(seed)), share * total)
+                tp.calibrate(model, list(calibration(setting, seed)), share * total)
                 made = partial(measure, model, questions_of(setting, seed), unpruned(setting, seed))
                 store.once(made, method=tuned, share=share, seed=seed)
 
@@ -63,7 +63,7 @@ def tune(tuned: str, setting: Setting, seed: int) -> Any:
         model = get_peft_model(model, config)
     target = SHARE * model.config.image_seq_length
     tp.wrap(model, tp.ATPConfig(layers=PLACES, target_tokens=target))
-    start(model, seed, target)
+    start(model, setting, seed, target)
     groups = [{"params": tp.train_only_heads(model), "lr": RATE}]
     more = {
         "heads only": [],
