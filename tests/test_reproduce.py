@@ -77,7 +77,7 @@ def test_fixed_counts_are_the_same_for_every_picture() -> None:
 
 
 def test_final_tokens_are_met_by_bisection(monkeypatch: pytest.MonkeyPatch) -> None:
-    few = ({name: values[:12] for name, values in calibration(QUICK, 0)[0].items()},)
+    few = ({name: values[:12] for name, values in calibration(FULL, 0)[0].items()},)
     monkeypatch.setattr(table1, "calibration", lambda setting, seed: few)
     model = load()
     tp.wrap(model, tp.ATPConfig(layers=(1, 4, 12), target_tokens=36))
