@@ -69,7 +69,10 @@ options: $(READY)
 families: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.families -n $(WORKERS)
 
-bench: options
+# Time against an oracle on the same tokens: docs/performance.md.
+bench: $(READY)
+	$(BIN)/python -m benchmarks.speed --json benchmarks/results/speed-cpu.json
+	$(BIN)/python -m benchmarks.speed --render docs/performance.md
 
 clean:
 	rm -rf build dist out *.egg-info
