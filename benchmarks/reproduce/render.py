@@ -247,12 +247,14 @@ At a mean of 25 %: pictures of one digit, and of six.
 
 def _extensions(rows: list[Row], folder: Path) -> str:
     body = []
+    seeds = len({row["seed"] for row in rows})
     for name in _names(rows):
         for share in sorted({row["share"] for row in rows}, reverse=True):
             found = _of(rows, method=name, share=share)
             body.append(
                 [
-                    f"{name}, {share:.0%}",
+                    f"{name}, {share:.0%}"
+                    + ("" if len(found) == seeds else f" ({len(found)} of {seeds} seeds)"),
                     spread([row["accuracy_kept"] for row in found]),
                     f"{_mean(found, 'mean_tokens'):.1f} / {_mean(found, 'final_tokens'):.1f}",
                     f"{_mean(found, 'kv_share'):.1%}",
