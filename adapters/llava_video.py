@@ -22,12 +22,11 @@ class LlavaNextVideoAdapter(LlavaNextAdapter):
     """`LlavaNextVideoForConditionalGeneration`: frames are pooled."""
 
     model_type = "llava_next_video"
+    sizes: tuple[str, ...] = ("image_sizes", "pixel_values_videos")
 
     def tower(self, model: Any) -> tuple[Any, list[Any]]:
         """A video's patches are pooled."""
         return Adapter.tower(self, model)
-
-    sizes: tuple[str, ...] = ("image_sizes", "pixel_values_videos")
 
     def locate(self, core: Any, inputs: Mapping[str, Any]) -> VisualLayout:
         """Images as in LLaVA-NeXT, and the frames of videos."""

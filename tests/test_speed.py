@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,12 +22,12 @@ from benchmarks.speed.kept import kept_of  # noqa: E402
 from benchmarks.speed.memory import peak_bytes  # noqa: E402
 from benchmarks.speed.predict import predicted  # noqa: E402
 from benchmarks.speed.scoring import exponent  # noqa: E402
-from benchmarks.speed.shapes import CPU, LLAVA_7B, Shape, build, inputs  # noqa: E402
+from benchmarks.speed.shapes import CPU, LLAVA_7B, build, inputs  # noqa: E402
 from benchmarks.speed.timing import interleaved, ratio, spread  # noqa: E402
 from benchmarks.speed.variants import core, features_once, rivals  # noqa: E402
 
-TINY = Shape(
-    name=CPU.name,
+TINY = replace(
+    CPU,
     layers=6,
     width=64,
     mlp=96,
@@ -148,7 +149,7 @@ def test_the_program_writes_what_it_promises(
     assert found["scoring_extra_bytes"] > 0
     assert -1 < found["paused_overhead"] < 2
     page = render.render(tmp_path)
-    assert f"`{path.name}`: {TINY.name} (6 layers of 64" in page
+    assert f"{TINY.name} (6 layers of 64" in page
     assert "| batch 8 |" in page
     assert ("training step" in page) != quick
 

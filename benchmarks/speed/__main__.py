@@ -35,6 +35,7 @@ def measure(quick: bool, device: str) -> dict[str, Any]:
     rounds = 5 if quick else 9
     batches = (1, 8) if device == "cpu" else (1, 8, 32)
     found: dict[str, Any] = {
+        "command": f"python -m benchmarks.speed --device {device}" + " --quick" * quick,
         "shape": shape.name,
         "dtype": str(dtype).removeprefix("torch."),
         "device": device,
@@ -66,10 +67,10 @@ def measure(quick: bool, device: str) -> dict[str, Any]:
     if quick:
         return found
     variants = core(model, shape, kept)
-    note("first_word", inference.first_word(model, batch, variants, rounds, device))
+    note("first_word", inference.prefill(model, batch, variants, rounds, device, tower=True))
     others = {**variants, **rivals(model, shape, kept)}
     del others["ATP, full map"]
-    note("methods", inference.first_word(model, batch, others, rounds, device))
+    note("methods", inference.prefill(model, batch, others, rounds, device, tower=True))
     three = {name: variants[name] for name in ("unpruned", "oracle", "ATP")}
     note("decode", inference.decode(model, batch, three, 16, 3, device))
     lengths = (1, 64, 256) if device != "cpu" else (1, 64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from .timing import Variant, interleaved, median, ratio, spread, synchronise
 from .variants import features_once
 
-__all__ = ["decode", "end_to_end", "first_word", "prefill"]
+__all__ = ["decode", "end_to_end", "prefill"]
 
 
 def forward(model: Any, batch: Mapping[str, Tensor]) -> Any:
@@ -43,24 +44,13 @@ def prefill(
     variants: Mapping[str, Variant],
     rounds: int,
     device: str,
+    tower: bool = False,
 ) -> dict[str, Any]:
-    """The decoder on the prompt: the tower's features are there already."""
-    with features_once(model, batch):
+    """The decoder on the prompt: the tower's features are there already, or it runs too."""
+    with nullcontext() if tower else features_once(model, batch):
         times = interleaved(
             variants, lambda: forward(model, batch), rounds, device, once=("unpruned",)
         )
-    return against_oracle(times)
-
-
-def first_word(
-    model: Any,
-    batch: dict[str, Tensor],
-    variants: Mapping[str, Variant],
-    rounds: int,
-    device: str,
-) -> dict[str, Any]:
-    """The tower, and the decoder on the prompt."""
-    times = interleaved(variants, lambda: forward(model, batch), rounds, device, ("unpruned",))
     return against_oracle(times)
 
 

@@ -18,7 +18,7 @@ _VALUE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _HEAD = """# Performance
 
 Written by `python -m benchmarks.speed --render docs/performance.md` from
-`benchmarks/results/speed-*.json`, which `make bench` measures: do not edit.
+`benchmarks/results/speed-*.json`, each measured by the command beside it: do not edit.
 
 The yardstick is the **oracle**: the same unwrapped model on the same tokens in each layer, known in
 advance, with no scores, no decision and no wait for the device; hidden states and position
@@ -57,7 +57,8 @@ def _machine(path: Path, found: dict[str, Any]) -> str:
     machine = where["gpu"] if found["device"] != "cpu" else where["processor"]
     parts = [
         f"## {machine}\n",
-        f"`{path.name}`: {shape.name} ({shape.layers} layers of {shape.width}, MLP {shape.mlp}, "
+        f"`{path.name}`, by `{found['command']} --json …`:\n"
+        f"{shape.name} ({shape.layers} layers of {shape.width}, MLP {shape.mlp}, "
         f"{shape.visual} visual and {shape.before + shape.after} text tokens, modules after layers "
         f"{', '.join(map(str, shape.modules))}), {found['dtype']}, {found['threads']} CPU threads, "
         f"torch {where['torch']}, transformers {where['transformers']}.\n",

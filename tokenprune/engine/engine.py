@@ -20,6 +20,7 @@ from .frames import Frame
 from .latest import Latest
 from .record import Record
 from .run import Run
+from .stage import first_stage
 from .tower import leave_tower, look_at_tower
 
 if TYPE_CHECKING:
@@ -204,25 +205,22 @@ class Engine(nn.Module):
         if frame is None or frame.run is not None:  # the core is called on its own
             frame = Frame(self, alone=True)
             frames.push(frame)
-        layout, prompt_length, special, patches = None, None, None, None
+        mask = inputs.get("attention_mask")
+        first = patches = None
         if not frames.is_paused(self) and self.adapter.has_images(inputs):
             once, copies = self._once(inputs)
             layout = self.adapter.locate(core, once).repeat_rows(copies)
             prompt_length = frames.prompt_length(self, layout.mask.shape[1])
             special = self._special(core, inputs)
+            first = first_stage(layout, mask, frame.labels, prompt_length, special)
             patches = self.adapter.patches(core, once) if self.tower_layer else None
-        soft = self.training and torch.is_grad_enabled() and self.method.trainable
         frame.run = Run(
             method=self.method,
             num_layers=self.num_layers,
             attention=self.attention,
-            layout=layout,
-            attention_mask=inputs.get("attention_mask"),
-            labels=frame.labels,
-            prompt_length=prompt_length,
-            soft=soft,
-            causal=self._causal,
-            special=special,
+            first=first,
+            soft=self.training and torch.is_grad_enabled() and self.method.trainable,
+            plain=self._causal and (mask is None or mask.ndim == 2),
             patches=patches,
         )
 

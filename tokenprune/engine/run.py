@@ -10,7 +10,6 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..kernels import attention_received
-from ..layout import VisualLayout
 from ..methods.base import Context, Method, Received, Selection, Tower, Trace
 from . import keys as cache_keys
 from .attention import backend_of
@@ -22,7 +21,7 @@ from .masks import to_4d
 from .queries import query_group
 from .record import Decision, Record
 from .revival import Departed, KeysMade, all_again, keys_of
-from .stage import Stage, first_stage
+from .stage import Stage
 from .tower import read_tower
 
 __all__ = ["Run"]
@@ -38,20 +37,13 @@ class Run:
         Decoder layers.
     attention : str
         The registered name of the attention backend.
-    layout : VisualLayout, optional
-        None: nothing to prune in this pass (no image, paused, or decoding).
-    attention_mask : (batch, seen) or 4-D, optional
-        As the core was given it.
-    labels : int64, (batch, length), optional
-        Positions other than -100 are answers: they never speak in a score.
-    prompt_length : int, optional
-        Positions from here on are answers, likewise.
+    first : Stage, optional
+        The pass's tokens. None: nothing to prune in it (no image, paused, or decoding).
     soft : bool
         Soften the tokens instead of dropping them.
-    causal : bool
-        Whether the decoder's own rule is causal and nothing else (no sliding window).
-    special : bool, (batch, length), optional
-        Text that the method may not drop. None: all of it.
+    plain : bool
+        Whether the rule of the tokens' order is causal and nothing else: no window, and a mask that
+        only says padding.
     patches : int64, (visual tokens,), optional
         See `Adapter.patches`.
     """
@@ -61,13 +53,9 @@ class Run:
         method: Method,
         num_layers: int,
         attention: str,
-        layout: VisualLayout | None,
-        attention_mask: Tensor | None,
-        labels: Tensor | None,
-        prompt_length: int | None,
+        first: Stage | None,
         soft: bool,
-        causal: bool,
-        special: Tensor | None = None,
+        plain: bool,
         patches: Tensor | None = None,
     ) -> None:
         self.method = method
@@ -83,7 +71,6 @@ class Run:
         self.new_keys: dict[int, cache_keys.LayerKeys] = {}
         self.decisions: list[Decision] = []
         self.counts: list[Tensor] = []
-        self.weight: Tensor | None = None
         self.replay: dict[int, Tensor] = {}
         # Layer → its output as it was, the survivors before it, the survivors after it, and what
         # those became if the method changed them.
@@ -99,14 +86,9 @@ class Run:
         self._given: Tensor | None = None
         self._back: tuple[Tensor, Tensor] | None = None
         self._only_keys = False
-        # The rule of the tokens' order is causal and nothing else: a 2-D mask only says padding.
-        self.plain = causal and (attention_mask is None or attention_mask.ndim == 2)
-        self.first: Stage | None = None
-        self.stage: Stage | None = None
-        if layout is not None:
-            self.first = first_stage(layout, attention_mask, labels, prompt_length, special)
-            self.stage = self.first
-            self.weight = self.first.layout.mask.float()
+        self.plain = plain
+        self.first = self.stage = first
+        self.weight = None if first is None else first.layout.mask.float()
 
     # -- before a layer ------------------------------------------------------------------------
 
@@ -329,14 +311,16 @@ class Run:
         if selection.keep_text is not None:
             stays = stays & (selection.keep_text | ~stage.text)
         alive = (present & stays) | stage.read
-        gone = visual & ~alive
         changed = states if selection.hidden_states is None else selection.hidden_states
-        counts, losses = alive.sum(dim=1), gone.sum(dim=1)
+        counts = alive.sum(dim=1)
         dropped = (present & ~alive).any()
         bad = dropped.new_zeros(()) if selection.scores is None else _any_nan(selection, visual)
         # The one transfer to the host that dropping needs.
-        facts = [counts.amax(), counts.amin(), losses.amax(), losses.amin(), dropped, bad]
-        most, fewest, most_gone, fewest_gone, any_dropped, any_bad = torch.stack(
+        facts = [counts.amax(), counts.amin(), dropped, bad]
+        if self.method.revives:
+            gone = visual & ~alive
+            facts += [gone.sum(dim=1).amax(), gone.sum(dim=1).amin()]
+        most, fewest, any_dropped, any_bad, *numbers_gone = torch.stack(
             [fact.long() for fact in facts]
         ).tolist()
         if any_bad:
@@ -354,6 +338,7 @@ class Run:
         assert every is not None
         gathered = gather_hidden(changed, kept.index)
         if self.method.revives:
+            most_gone, fewest_gone = numbers_gone
             left = survivors(gone, most_gone, most_gone != fewest_gone) if most_gone else None
             self.departed = Departed(left, changed)
         self.inputs.forget()
