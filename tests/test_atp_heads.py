@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenprune import ATPConfig
 from tokenprune.layout import VisualLayout
 from tokenprune.methods.atp import ATP
-from tokenprune.methods.atp.heads import ThresholdHeads, lay_on_grid
+from tokenprune.methods.atp.heads import ThresholdHeads, cells_of, lay_on_grid
 from tokenprune.methods.atp.spatial import spatial_score
 from tokenprune.methods.base import Context, Received
 
@@ -61,6 +61,14 @@ def make_method(seed=0, **options):
     return method
 
 
+def on_grid(values, layout, grid):
+    return lay_on_grid(values, layout.mask, cells_of(layout, grid), grid)
+
+
+def decide(method, context):
+    return method.select(replace(context, memory=method.begin(context)))
+
+
 # -- the heads -----------------------------------------------------------------------------------
 
 
@@ -74,7 +82,7 @@ def make_method(seed=0, **options):
 def test_a_cell_holds_the_mean_of_the_tokens_that_fall_into_it(seed, rows, cols, drop, images):
     layout = make_context(seed, drop=drop, images=images).layout
     values = torch.rand(layout.mask.shape, generator=torch.Generator().manual_seed(seed))
-    found = lay_on_grid(values, layout, (rows, cols))
+    found = on_grid(values, layout, (rows, cols))
     for b in range(2):
         cells = {}
         for t in layout.mask[b].nonzero()[:, 0].tolist():
@@ -88,7 +96,7 @@ def test_a_cell_holds_the_mean_of_the_tokens_that_fall_into_it(seed, rows, cols,
 
 def test_a_token_without_a_place_is_not_read():
     layout = VisualLayout.from_grids(torch.ones(1, 5, dtype=torch.bool), 2, 2, leading=1)
-    found = lay_on_grid(torch.tensor([[100.0, 1, 2, 3, 4]]), layout, (2, 2))
+    found = on_grid(torch.tensor([[100.0, 1, 2, 3, 4]]), layout, (2, 2))
     assert found.tolist() == [[[1, 2], [3, 4]]]
 
 
@@ -96,7 +104,8 @@ def test_thresholds_start_where_the_configuration_says():
     heads = ThresholdHeads((SIDE, SIDE), 16, (0.3, -2.0))
     context = make_context(0)
     zeros = torch.zeros_like(context.weight)
-    logits = heads(zeros, zeros, context.layout)
+    cells = cells_of(context.layout, (SIDE, SIDE))
+    logits = heads(torch.stack([zeros, zeros]), context.layout.mask, cells)
     assert logits.shape == (2, 2)
     assert logits.dtype == torch.float32
     assert (logits - torch.tensor([0.3, -2.0])).abs().max() < 0.1
@@ -106,7 +115,8 @@ def test_heads_read_both_maps_and_each_place():
     method = make_method()
     heads, layout = method.thresholds[0], make_context(0).layout
     maps = [torch.rand(layout.mask.shape).requires_grad_() for _ in range(2)]
-    heads(*maps, layout).sum().backward()
+    cells = cells_of(layout, (SIDE, SIDE))
+    heads(torch.stack(maps), layout.mask, cells).sum().backward()
     for m in maps:
         assert (m.grad[layout.mask] != 0).all()
         assert (m.grad[~layout.mask] == 0).all()
@@ -124,7 +134,7 @@ seeds = st.integers(0, 9999)
 def test_decision_and_masks_follow_the_formulas(prunings, training, seed, drop):
     method = make_method(seed, prunings=prunings, training=training, temperature=7.0)
     context = make_context(seed, drop=drop)
-    selection = method.select(context)
+    selection = decide(method, context)
     theta_r, theta_s = selection.thresholds.T[:, :, None]
     score_r = selection.scores
     score_s = spatial_score(context.layout, method.config.strides, 3.0)
@@ -147,7 +157,7 @@ def test_straight_through_has_the_soft_mask_s_gradient(seed):
     context = make_context(seed)
     for training in ("soft", "straight_through"):
         method = make_method(seed, training=training)
-        (method.select(context).mask * context.weight).sum().backward()
+        (decide(method, context).mask * context.weight).sum().backward()
         gradients[training] = [p.grad for p in method.thresholds[0].parameters()]
         assert all(p.grad is None for p in method.thresholds[1].parameters())
     assert any(g.abs().max() > 0 for g in gradients["soft"])
@@ -162,9 +172,9 @@ shift = st.floats(-6, 6)
 def test_higher_thresholds_keep_a_subset(seed, low, rise):
     method, context = make_method(seed), make_context(seed)
     method.shifts = list(low)
-    many = method.select(context)
+    many = decide(method, context)
     method.shifts = [a + b for a, b in zip(low, rise, strict=True)]
-    few = method.select(context)
+    few = decide(method, context)
     assert (few.thresholds >= many.thresholds).all()
     assert (many.keep | ~few.keep).all()
 
@@ -172,17 +182,17 @@ def test_higher_thresholds_keep_a_subset(seed, low, rise):
 def test_shifts_reach_all_and_nothing():
     method, context = make_method(), make_context(0)
     method.shifts = [-40.0, -40.0]
-    assert torch.equal(method.select(context).keep, context.layout.mask)
+    assert torch.equal(decide(method, context).keep, context.layout.mask)
     method.shifts = [40.0, 40.0]
-    assert not method.select(context).keep.any()
+    assert not decide(method, context).keep.any()
 
 
 @given(seed=seeds, most=st.integers(1, TOKENS), drop=st.sampled_from((0.0, 0.5)))
 def test_the_cap_keeps_the_largest_margins(seed, most, drop):
     method, context = make_method(seed), make_context(seed, drop=drop)
-    free = method.select(context)
+    free = decide(method, context)
     method.max_kept = most
-    capped = method.select(context)
+    capped = decide(method, context)
     assert (free.keep | ~capped.keep).all()
     assert capped.keep.sum(1).tolist() == free.keep.sum(1).clamp(max=most).tolist()
     spatial = spatial_score(context.layout, method.config.strides, 3.0)
@@ -199,7 +209,7 @@ def test_ties_under_the_cap_fall_to_the_earlier_token():
     method.max_kept = 4
     context = make_context(0, batch=1, text=0)
     # Nine tokens of the stride-2 grid share one margin above all others.
-    assert method.select(context).keep[0].nonzero()[:, 0].tolist() == [0, 2, 4, 12]
+    assert decide(method, context).keep[0].nonzero()[:, 0].tolist() == [0, 2, 4, 12]
 
 
 @pytest.mark.parametrize("normalisation", ["share", "minmax", "none"])
@@ -219,15 +229,15 @@ def test_every_option_gives_its_own_score(normalisation, averaging, sources):
         high = torch.stack([row.max() for row in there])[:, None]
         raw = (raw - low) / (high - low)
     method = make_method(normalisation=normalisation, averaging=averaging, sources=sources)
-    found = method.select(context).scores
+    found = decide(method, context).scores
     mask = context.layout.mask
     torch.testing.assert_close(found[mask], raw[mask])
 
 
 def test_thresholds_differ_between_rows_and_modules_and_not_with_a_row_s_neighbours():
     method, context = make_method(), make_context(1, batch=3)
-    first = method.select(context).thresholds
-    other = method.select(replace(context, module=1)).thresholds
+    first = decide(method, context).thresholds
+    other = decide(method, replace(context, module=1)).thresholds
     assert (first - other).abs().min() > 1e-4
     assert (first[0] - first[1]).abs().min() > 1e-4
     received = {
@@ -241,14 +251,15 @@ def test_thresholds_differ_between_rows_and_modules_and_not_with_a_row_s_neighbo
         prompt=context.prompt[1:2],
         received=received,
         hidden_states=context.hidden_states[1:2],
+        positions=context.positions[1:2],
     )
-    torch.testing.assert_close(method.select(alone).thresholds, first[1:2])
+    torch.testing.assert_close(decide(method, alone).thresholds, first[1:2])
 
 
 def test_a_nan_score_is_reported():
     context = make_context(0)
     context.received["visual"].total[0, context.layout.mask[0].nonzero()[0]] = float("nan")
-    assert make_method().select(context).scores[0].isnan().any()
+    assert decide(make_method(), context).scores[0].isnan().any()
 
 
 def test_runtime_state_goes_both_ways():

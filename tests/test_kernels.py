@@ -85,7 +85,7 @@ def test_blocks_give_what_the_definition_gives(device, problem, rows, most, has_
     with pytest.MonkeyPatch.context() as patch:
         keys = problem["key"].shape[2]
         patch.setattr(chunked, "_ROWS", most)
-        patch.setattr(chunked, "_BLOCK_BYTES", 4 * heads * keys * rows)
+        patch.setattr(chunked, "_TILE_BYTES", 4 * heads * keys * rows)
         patch.setattr(chunked, "_ELSEWHERE", 4 * batch * heads * keys * rows)
         found = attention_received(**problem)
     expected = attention_received_reference(**problem)
@@ -177,7 +177,7 @@ def test_the_full_map_is_never_there(kind):
     block = 4 * heads * length * rows
     given = [t for t in (query, key, weights, mask) if t is not None]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chunked, "_BLOCK_BYTES", block)
+        patch.setattr(chunked, "_TILE_BYTES", block)
         with Largest(given) as largest:
             attention_received(query, key, weights, mask)
     inputs = max(t.untyped_storage().nbytes() for t in (query, key))

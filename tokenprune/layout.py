@@ -51,10 +51,15 @@ class VisualLayout:
         valid : bool, (batch, survivors), optional
             False at padding slots, which are not visual.
         """
-        taken = {f.name: getattr(self, f.name).gather(1, index) for f in fields(self)}
-        if valid is not None:
-            taken["mask"] = taken["mask"] & valid
-        return VisualLayout(**taken)
+        mask = self.mask.gather(1, index)
+        places = torch.stack([getattr(self, name) for name in self._places()])
+        taken = places.gather(2, index.expand(len(places), -1, -1))
+        return VisualLayout(mask if valid is None else mask & valid, *taken.unbind())
+
+    @classmethod
+    def _places(cls) -> list[str]:
+        """The names of the fields that say where, in order."""
+        return [f.name for f in fields(cls) if f.name != "mask"]
 
     def counts(self) -> Tensor:
         """Visual tokens of each row: int64, (batch,)."""

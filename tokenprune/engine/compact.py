@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor
 
 __all__ = ["Survivors", "gather_hidden", "gather_positions", "scatter_hidden", "survivors"]
@@ -73,7 +73,9 @@ def survivors(alive: Tensor, slots: int, ragged: bool) -> Survivors:
 
 def gather_hidden(hidden: Tensor, index: Tensor) -> Tensor:
     """Hidden states at `index`: (batch, length, width) → (batch, slots, width)."""
-    return hidden.gather(1, repeat(index, "b s -> b s d", d=hidden.shape[-1]))
+    # Whole rows of memory at a time, unlike `gather`.
+    rows = _across_rows(index, hidden.shape[1])
+    return hidden.flatten(0, 1).index_select(0, rows).unflatten(0, index.shape)
 
 
 def scatter_hidden(hidden: Tensor, kept: Survivors, length: int) -> Tensor:
@@ -83,8 +85,17 @@ def scatter_hidden(hidden: Tensor, kept: Survivors, length: int) -> Tensor:
     if kept.valid is not None:
         # Padding slots go to one place past the end, which is cut off.
         index = torch.where(kept.valid, index, length)
-    full = hidden.new_zeros(batch, length + (kept.valid is not None), width)
-    return full.scatter(1, repeat(index, "b s -> b s d", d=width), hidden)[:, :length]
+    slots = length + (kept.valid is not None)
+    full = hidden.new_zeros(batch * slots, width)
+    full.index_copy_(0, _across_rows(index, slots), hidden.flatten(0, 1))
+    return full.view(batch, slots, width)[:, :length]
+
+
+def _across_rows(index: Tensor, length: int) -> Tensor:
+    """Positions counted over the whole batch, rows being so long: int64, (batch · slots,)."""
+    if len(index) > 1:
+        index = index + torch.arange(len(index), device=index.device)[:, None] * length
+    return index.flatten()
 
 
 def gather_positions(values: Tensor, index: Tensor, axis: int) -> Tensor:

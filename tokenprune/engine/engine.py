@@ -281,6 +281,8 @@ class Engine(nn.Module):
         run = self._run()
         if run is None:
             return recompute.mask_again(layer, args, kwargs)
+        if layer > 0 and run.leaves_alone:
+            return None
         given = (args, kwargs)
         if layer == 0:
             hidden = args[0] if args else kwargs["hidden_states"]

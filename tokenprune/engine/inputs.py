@@ -38,25 +38,36 @@ class LayerInputs:
     def adapt(self, layer: int, kwargs: dict[str, Any]) -> dict[str, Any]:
         """What a layer is given: this stage's mask and positions."""
         run = self.run
-        kept = None if run.stage is None else run.stage.kept
-        given = kwargs.get("attention_mask")
         softened = run.soft and bool(run.decisions)
-        if kept is None and layer not in run.old_keys and not softened:
+        if (
+            not softened
+            and layer not in run.old_keys
+            and (run.stage is None or run.stage.kept is None)
+        ):
             return kwargs
-        kwargs = dict(kwargs)
+        # Layers that are given the same are given the same again: one look-up for each.
+        names = ("attention_mask", *filter(_by_token, kwargs))
+        given = [kwargs.get(name) for name in names]
+        held = run.old_keys.get(layer)
+        key = (softened, id(held), *map(id, given))
+        ours = self._remember(key, given, lambda: self._ours(layer, kwargs, softened))
+        if softened:
+            run.replay[layer] = ours["attention_mask"]
+        return kwargs | ours
+
+    def _ours(self, layer: int, kwargs: dict[str, Any], softened: bool) -> dict[str, Any]:
+        """What a layer is given instead."""
+        given, stage = kwargs.get("attention_mask"), self.run.stage
         if softened:
             mask = self._remember(("soft", id(given)), given, lambda: self._softened(given))
-            run.replay[layer] = mask
         else:
             mask = self._remember(
-                ("mask", id(given), id(run.old_keys.get(layer))),
+                ("mask", id(given), id(self.run.old_keys.get(layer))),
                 given,
                 lambda: self._selected(given, layer),
             )
-        kwargs["attention_mask"] = mask
-        if kept is not None:
-            kwargs |= self.positions(kwargs, kept)
-        return kwargs
+        taken = {} if stage is None or stage.kept is None else self.positions(kwargs, stage.kept)
+        return {"attention_mask": mask, **taken}
 
     def positions(self, kwargs: dict[str, Any], kept: Survivors) -> dict[str, Any]:
         """Those arguments that have an entry for each token, at some tokens."""
@@ -64,9 +75,7 @@ class LayerInputs:
         index = kept.index if keeps else self._first(kept.index.shape[1])
         taken = {}
         for name, value in kwargs.items():
-            # Some decoders have two kinds of embeddings, for two kinds of layers; some have
-            # experts of their own for visual tokens.
-            if value is not None and (name.startswith("position_") or name.endswith("_type_ids")):
+            if value is not None and _by_token(name):
                 axis = -1 if name.endswith("_ids") else -2
                 taken[name] = self._remember(
                     (name, id(value), id(kept)), (value, kept), _gatherer(value, index, axis)
@@ -151,6 +160,13 @@ class LayerInputs:
         mask = select_mask(given, columns, valid, kept.index, kept.valid)
         # Flash attention's form says nothing of the order.
         return mask if mask.ndim == 4 else visible & mask.bool()[:, None, None]
+
+
+def _by_token(name: str) -> bool:
+    """Whether a layer's argument has an entry for each token."""
+    # Some decoders have two kinds of embeddings, for two kinds of layers; some have experts of
+    # their own for visual tokens.
+    return name.startswith("position_") or name.endswith("_type_ids")
 
 
 def _gatherer(value: Any, index: Tensor, axis: int) -> Callable[[], Any]:

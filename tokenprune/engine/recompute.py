@@ -7,7 +7,7 @@ must give the layer the mask that it had the first time.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -85,6 +85,8 @@ def mask_again(
 
 def kept_tensors() -> AbstractContextManager[Any]:
     """What our hooks save for the backward pass is theirs to keep, not the checkpoint's to redo."""
+    if not torch.is_grad_enabled():
+        return nullcontext()
     return torch.autograd.graph.saved_tensors_hooks(_same, _same)
 
 

@@ -123,6 +123,11 @@ class Run:
                 without_windows(cache)
             check_supported(cache, self.num_layers)
 
+    @property
+    def leaves_alone(self) -> bool:
+        """Whether no layer but the first is given anything else than without us."""
+        return self.first is None and not self.old_keys
+
     def begin(self, hidden: Tensor, tower: TowerPass | None) -> Tensor:
         """Let the method look at the first layer's input, and drop there if it does so early."""
         if self.stage is None:
@@ -312,23 +317,22 @@ class Run:
             stays = stays & (selection.keep_text | ~stage.text)
         alive = (present & stays) | stage.read
         changed = states if selection.hidden_states is None else selection.hidden_states
-        counts = alive.sum(dim=1)
-        dropped = (present & ~alive).any()
-        bad = dropped.new_zeros(()) if selection.scores is None else _any_nan(selection, visual)
-        # The one transfer to the host that dropping needs.
-        facts = [counts.amax(), counts.amin(), dropped, bad]
+        # The one transfer to the host that dropping needs: the least and the most of each count.
+        counts = {"alive": alive.sum(dim=1), "dropped": (present & ~alive).sum(dim=1)}
+        if selection.scores is not None:
+            counts["bad"] = (selection.scores.isnan() & visual).sum(dim=1)
         if self.method.revives:
             gone = visual & ~alive
-            facts += [gone.sum(dim=1).amax(), gone.sum(dim=1).amin()]
-        most, fewest, any_dropped, any_bad, *numbers_gone = torch.stack(
-            [fact.long() for fact in facts]
-        ).tolist()
-        if any_bad:
+            counts["gone"] = gone.sum(dim=1)
+        ends = torch.stack(torch.aminmax(torch.stack(list(counts.values())), dim=1), dim=1)
+        found = dict(zip(counts, ends.tolist(), strict=True))
+        fewest, most = found["alive"]
+        if any(found.get("bad", ())):
             raise FloatingPointError(
                 f"The scores after decoder layer {layer} are NaN: the model's hidden states are "
                 "NaN or overflow in this precision. Try bfloat16 or float32."
             )
-        if not any_dropped and stage is self.stage:
+        if not any(found["dropped"]) and stage is self.stage:
             self.decisions.append(Decision(layer, None, selection.thresholds))
             return changed
         kept = survivors(alive, most, ragged=most != fewest)
@@ -338,7 +342,7 @@ class Run:
         assert every is not None
         gathered = gather_hidden(changed, kept.index)
         if self.method.revives:
-            most_gone, fewest_gone = numbers_gone
+            fewest_gone, most_gone = found["gone"]
             left = survivors(gone, most_gone, most_gone != fewest_gone) if most_gone else None
             self.departed = Departed(left, changed)
         self.inputs.forget()
@@ -407,8 +411,3 @@ class Run:
         if self.first is None:
             return None
         return Record(self.first.layout, self.first.present, tuple(self.decisions), self.num_layers)
-
-
-def _any_nan(selection: Selection, visual: Tensor) -> Tensor:
-    assert selection.scores is not None
-    return (selection.scores.isnan() & visual).any()

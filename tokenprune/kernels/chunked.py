@@ -1,8 +1,10 @@
-"""Attention received in plain torch, some query rows at a time."""
+"""Attention received in plain torch, a tile of query rows and key columns at a time."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from einops import rearrange
@@ -10,11 +12,10 @@ from torch import Tensor
 
 __all__ = ["attention_received"]
 
-# Most bytes that one block of logits may take, and most of its rows. On a CPU a block stays in a
-# core's cache and is little beside a decoder layer's own activations; elsewhere few large blocks
-# are launched.
-_BLOCK_BYTES = 7 * 2**16
-_ROWS = 32
+# Most bytes of a tile of logits, and most of its rows. On a CPU it stays in the cores' caches and
+# is little beside a decoder layer's own activations; elsewhere few large tiles are launched.
+_TILE_BYTES = 7 * 2**16
+_ROWS = 64
 _ELSEWHERE = 2**28
 
 
@@ -29,7 +30,7 @@ def attention_received(
 ) -> tuple[Tensor, Tensor]:
     """Attention that each key receives from groups of queries, heads averaged.
 
-    The (heads, queries, keys) map never exists as a whole: only a block of query rows does.
+    The (heads, queries, keys) map never exists as a whole: only a tile of rows and columns does.
 
     Parameters
     ----------
@@ -48,8 +49,8 @@ def attention_received(
         Squeezes the logits: softcap · tanh(logits / softcap), as in Gemma 2. None: it does not.
     lse : float32, (batch, heads, queries), optional
         Each query's logarithm of the sum of its exponentiated logits, if an attention kernel that
-        ran on the same arguments left it: one pass over the keys is then enough. Not used with a
-        softcap.
+        ran on the same arguments left it: one pass over the keys is then enough. Not read with a
+        softcap, which those kernels know nothing of.
 
     Returns
     -------
@@ -65,80 +66,104 @@ def attention_received(
     scaling = width**-0.5 if scaling is None else scaling
     query = rearrange(query, "b (g r) q d -> b g r q d", g=kv_heads)
     if lse is not None:
-        # A query that sees nothing has no sum; exp(logit - inf) is what it gives.
-        lse = lse.float().masked_fill(~lse.isfinite(), torch.inf)
         lse = None if softcap is not None else rearrange(lse, "b (g r) q -> b g r q", g=kv_heads)
 
     received = weights.new_zeros(batch, weights.shape[1], keys)
+    rows = [slice(n, n + 1) for n in range(batch)]
+    if query.device.type != "cpu":
+        rows = [slice(None)]  # launches cost more than a cache gives
     # Autocast would multiply in half precision, whose range the hidden logits exceed.
     with torch.autocast(query.device.type, enabled=False):
-        rows = [slice(n, n + 1) for n in range(batch)]
-        if query.device.type != "cpu":
-            rows = [slice(None)]  # launches cost more than a cache gives
         for row in rows:
-            _add(
-                received[row],
-                query[row],
-                key[row],
-                weights[row],
-                mask[row] if mask is not None and len(mask) > 1 else mask,
-                scaling,
-                softcap,
-                None if lse is None else lse[row],
-            )
+            own_mask = mask[row] if mask is not None and len(mask) > 1 else mask
+            tiles = partial(_tiles, query[row], key[row], own_mask, scaling, softcap)
+            known = _log_sum_exp(query[row], tiles) if lse is None else lse[row].float()
+            _add(received[row], weights[row], known, tiles)
     return received / heads, _seen_by(weights, mask, keys)
 
 
-def _add(
-    received: Tensor,
+_Tiles = Callable[[Tensor | None], Iterator[tuple[slice, slice, Tensor]]]
+
+
+def _log_sum_exp(query: Tensor, tiles: _Tiles) -> Tensor:
+    """Of each query's logits: float32, (batch, kv_heads, shared, queries)."""
+    total = torch.full(query.shape[:-1], -torch.inf, device=query.device)
+    for rows, _, logits in tiles(None):
+        total[..., rows] = total[..., rows].logaddexp(logits.logsumexp(dim=-1))
+    return total
+
+
+def _add(received: Tensor, weights: Tensor, lse: Tensor, tiles: _Tiles) -> None:
+    """Add what some rows of the batch give, summed over their heads."""
+    # A query that sees nothing has no sum; exp(logit - inf) is what it gives.
+    lse = lse.masked_fill(~lse.isfinite(), torch.inf)
+    heads = lse.shape[1] * lse.shape[2]
+    for rows, columns, logits in tiles(lse):
+        # Heads and queries of a tile are summed over in one product.
+        every = weights[:, :, None, rows].expand(-1, -1, heads, -1).flatten(2)
+        received[:, :, columns].baddbmm_(every, logits.exp_().flatten(1, 3))
+
+
+def _tiles(
     query: Tensor,
     key: Tensor,
-    weights: Tensor,
     mask: Tensor | None,
     scaling: float,
     softcap: float | None,
-    lse: Tensor | None,
-) -> None:
-    """Add what some rows of the batch give, summed over their heads, block by block."""
+    minus: Tensor | None,
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Rows, columns, and the logits less `minus` there; each tile overwrites the one before.
+
+    Parameters
+    ----------
+    query : (batch, kv_heads, shared, queries, width)
+        `shared` heads read one head of the keys.
+    key : (batch, kv_heads, keys, width)
+    mask, scaling, softcap
+        As `attention_received` has them.
+    minus : float32, (batch, kv_heads, shared, queries), optional
+    """
     batch, kv_heads, shared, queries, _ = query.shape
-    keys = key.shape[2]
-    cpu = query.device.type == "cpu"
-    most = (_BLOCK_BYTES if cpu else _ELSEWHERE) // 4
-    rows = max(1, min(queries, _ROWS if cpu else queries, most // (keys * shared * batch)))
-    corner = torch.ones(rows, rows, dtype=torch.bool, device=key.device).triu_(1)
+    keys, cpu = key.shape[2], key.device.type == "cpu"
+    heads = batch * kv_heads * shared
+    height = max(1, min(queries, _room(key.device) // heads, _ROWS if cpu else queries))
+    width = max(1, min(keys, _room(key.device) // (heads * height)))
+    room = torch.empty(heads * height * width, device=key.device)
+    above = torch.ones(height, height, dtype=torch.bool, device=key.device).triu_(1)
+    fused = minus if softcap is None else None
     nothing = torch.zeros(1, 1, 1, device=key.device)
-    room = nothing.new_empty(max(most, batch * shared * rows * keys))
-    for part in _slices(queries, rows):
-        count = part.stop - part.start
-        # Under the causal rule nothing past the block's last row is visible.
-        end = keys - queries + part.stop if mask is None else keys
-        for group in _slices(kv_heads, max(1, most // (batch * shared * count * end))):
-            groups = group.stop - group.start
-            block = query[:, group, :, part].reshape(batch * groups, shared * count, -1).float()
-            columns = key[:, group, :end].reshape(batch * groups, end, -1).float()
-            minus = nothing
-            if lse is not None:
-                minus = lse[:, group, :, part].reshape(*block.shape[:2], 1)
-            shape = (batch * groups, shared * count, end)
+    for rows in _slices(queries, height):
+        count, first = rows.stop - rows.start, keys - queries + rows.start
+        left = query[:, :, :, rows].reshape(batch * kv_heads, shared * count, -1).float()
+        less = nothing if fused is None else fused[..., rows].reshape(*left.shape[:2], 1)
+        # Under the causal rule nothing past the last row is visible.
+        for columns in _slices(keys if mask is not None else first + count, width):
+            right = key[:, :, columns].flatten(0, 1).float()
+            shape = (*left.shape[:2], right.shape[1])
             logits = torch.baddbmm(
-                minus.expand(shape),
-                block,
-                columns.transpose(1, 2),
-                beta=0 if lse is None else -1,
+                less.expand(shape),
+                left,
+                right.transpose(1, 2),
+                beta=0 if fused is None else -1,
                 alpha=scaling,
                 out=room[: math.prod(shape)].view(shape),
-            ).view(batch, groups, shared, count, end)
+            ).view(batch, kv_heads, shared, count, -1)
             if softcap is not None:
                 logits = logits.div_(softcap).tanh_().mul_(softcap)
-            if mask is None:
-                later = logits[..., keys - queries + part.start :]
-                later.masked_fill_(corner[:count, :count], -torch.inf)
-            else:
-                _hide(logits, mask[:, :, part])
-            attention = _softmax(logits) if lse is None else logits.exp_()
-            # Heads and queries of a block are summed over in one product.
-            every = weights[:, :, None, part].expand(-1, -1, groups * shared, -1).flatten(2)
-            received[:, :, :end].baddbmm_(every, attention.flatten(1, 3))
+                if minus is not None:
+                    logits -= minus[..., rows, None]
+            if mask is not None:
+                _hide(logits, mask[:, :, rows, columns])
+            elif columns.stop > first:
+                start = max(first, columns.start)
+                ahead = above[:count, start - first : columns.stop - first]
+                logits[..., start - columns.start :].masked_fill_(ahead, -torch.inf)
+            yield rows, columns, logits
+
+
+def _room(device: torch.device) -> int:
+    """Most numbers in a tile."""
+    return (_TILE_BYTES if device.type == "cpu" else _ELSEWHERE) // 4
 
 
 def _slices(length: int, step: int) -> list[slice]:
@@ -146,19 +171,11 @@ def _slices(length: int, step: int) -> list[slice]:
 
 
 def _hide(logits: Tensor, mask: Tensor) -> None:
-    """A mask's rule on (batch, kv_heads, shared, rows, keys), in place."""
+    """A mask's rule on (batch, kv_heads, shared, rows, columns), in place."""
     mask = mask[:, :, None]
     if mask.dtype != torch.bool:
         logits += mask
     logits.masked_fill_(~_visible(mask), -torch.inf)
-
-
-def _softmax(logits: Tensor) -> Tensor:
-    # A row that sees nothing attends to nothing, and must not be NaN. Logits that are NaN stay so.
-    most = logits.amax(dim=-1, keepdim=True)
-    logits = logits.sub_(most.masked_fill(most == -torch.inf, 0.0)).exp_()
-    total = logits.sum(dim=-1, keepdim=True)
-    return logits.div_(total.masked_fill(total == 0, 1.0))
 
 
 def _seen_by(weights: Tensor, mask: Tensor | None, keys: int) -> Tensor:
@@ -168,11 +185,7 @@ def _seen_by(weights: Tensor, mask: Tensor | None, keys: int) -> Tensor:
         after = weights.flip(-1).cumsum(dim=-1).flip(-1)
         return torch.cat([after[..., :1].expand(-1, -1, keys - queries), after], dim=-1)
     seen_by = weights.new_zeros(batch, groups, keys)
-    rows = max(
-        1, (_BLOCK_BYTES if weights.device.type == "cpu" else _ELSEWHERE) // (4 * batch * keys)
-    )
-    for start in range(0, queries, rows):
-        part = slice(start, start + rows)
+    for part in _slices(queries, max(1, _room(weights.device) // (batch * keys))):
         visible = _visible(mask[:, 0, part]).float().expand(batch, -1, -1)
         seen_by += weights[..., part] @ visible
     return seen_by

@@ -8,40 +8,47 @@ from torch import Tensor, nn
 
 from ...layout import VisualLayout
 
-__all__ = ["ThresholdHeads", "lay_on_grid"]
+__all__ = ["ThresholdHeads", "cells_of", "lay_on_grid"]
 
 
-def lay_on_grid(values: Tensor, layout: VisualLayout, grid: tuple[int, int]) -> Tensor:
-    """Each token's value at its own place of one fixed grid, zeros where a token is gone.
+def cells_of(layout: VisualLayout, grid: tuple[int, int]) -> Tensor:
+    """Each token's cell of one fixed grid, at its own place: int64, (batch, tokens).
 
-    One set of heads so serves any resolution: a cell holds the mean of the tokens that fall into
-    it, over all images of the row. Tokens without a place are left out; in a row where none has
-    one, every cell holds their mean.
+    One set of heads so serves any resolution. Tokens without a place are in one cell past the end.
+    """
+    rows, cols = grid
+    row = layout.row * rows // layout.height.clamp(min=1)
+    col = layout.col * cols // layout.width.clamp(min=1)
+    return torch.where(layout.mask & (layout.row >= 0), row * cols + col, rows * cols)
+
+
+def lay_on_grid(values: Tensor, mask: Tensor, cells: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Mean of the tokens in each cell, over all images of the row; zeros where all are gone.
+
+    Tokens without a place are left out; in a row where none has one, every cell holds their mean.
 
     Parameters
     ----------
-    values : float32, (batch, tokens)
-    layout : VisualLayout
-        (batch, tokens).
+    values : float32, (..., batch, tokens)
+    mask : bool, (batch, tokens)
+        The visual tokens that are there.
+    cells : int64, (batch, tokens)
+        As `cells_of` gives them.
     grid : (rows, columns)
 
     Returns
     -------
     Tensor
-        float32, (batch, rows, columns).
+        float32, (..., batch, rows, columns).
     """
-    rows, cols = grid
-    placed = layout.mask & (layout.row >= 0)
-    row = layout.row * rows // layout.height.clamp(min=1)
-    col = layout.col * cols // layout.width.clamp(min=1)
-    # Tokens without a place go to one cell past the end.
-    cell = torch.where(placed, row * cols + col, rows * cols)
-    sums = values.new_zeros(values.shape[0], rows * cols + 1)
-    counts = sums.scatter_add(1, cell, layout.mask.to(values.dtype))
-    sums = sums.scatter_add(1, cell, torch.where(layout.mask, values, 0.0))
-    means = sums / counts.clamp(min=1)
-    means = torch.where(placed.any(dim=1, keepdim=True), means[:, :-1], means[:, -1:])
-    return rearrange(means, "b (r c) -> b r c", r=rows)
+    slots = grid[0] * grid[1] + 1
+    weight = mask.to(values.dtype)
+    counts = weight.new_zeros(len(mask), slots).scatter_add_(1, cells, weight)
+    inside = torch.where(mask, values, 0.0)
+    sums = inside.new_zeros(*values.shape[:-1], slots)
+    means = sums.scatter_add(-1, cells.expand(values.shape), inside) / counts.clamp(min=1)
+    placed = counts[:, :-1].any(dim=1, keepdim=True)
+    return torch.where(placed, means[..., :-1], means[..., -1:]).unflatten(-1, grid)
 
 
 class ThresholdHeads(nn.Module):
@@ -69,9 +76,21 @@ class ThresholdHeads(nn.Module):
             self.heads.weight.mul_(0.1)
             self.heads.bias.copy_(torch.tensor(start))
 
-    def forward(self, self_map: Tensor, cross_map: Tensor, layout: VisualLayout) -> Tensor:
-        """Logits of θ_r and θ_s: float32, (batch, 2), from two score maps, (batch, tokens)."""
-        maps = torch.stack([lay_on_grid(m, layout, self.grid) for m in (self_map, cross_map)], 1)
-        flat = rearrange(maps, "b m r c -> b (m r c)")
+    def forward(self, maps: Tensor, mask: Tensor, cells: Tensor) -> Tensor:
+        """Logits of θ_r and θ_s.
+
+        Parameters
+        ----------
+        maps : float32, (2, batch, tokens)
+            S_self and S_cross.
+        mask, cells
+            As `lay_on_grid` has them.
+
+        Returns
+        -------
+        Tensor
+            float32, (batch, 2).
+        """
+        flat = rearrange(lay_on_grid(maps, mask, cells, self.grid), "m b r c -> b (m r c)")
         dtype = self.project.weight.dtype
         return self.heads(nn.functional.gelu(self.project(flat.to(dtype)))).float()

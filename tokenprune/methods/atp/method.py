@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +11,27 @@ from torch import Tensor, nn
 from ..base import Context, Method, Selection, Trace
 from ..ranking import highest
 from .config import ATPConfig
-from .heads import ThresholdHeads
+from .heads import ThresholdHeads, cells_of
 from .loss import atp_loss, target_loss
 from .scores import cross_score, normalise, redundant_score, self_score, text_score
 from .spatial import spatial_score
 
 __all__ = ["ATP"]
+
+
+class Places(NamedTuple):
+    """What the places of all tokens of a pass say, (batch, length) each.
+
+    Attributes
+    ----------
+    spatial : float32
+        The spatial score.
+    cells : int64
+        The cell of the heads' grid.
+    """
+
+    spatial: Tensor
+    cells: Tensor
 
 
 class ATP(Method):
@@ -65,6 +80,15 @@ class ATP(Method):
         self.max_kept: int | None = None
         self.budgets: list[dict[str, Any]] = []
 
+    def begin(self, context: Context) -> Places:
+        """What every token's place says, which no module changes."""
+        config, layout = self.config, context.layout
+        assert config.grid is not None
+        return Places(
+            spatial_score(layout, config.strides, config.sample_weight, config.temporal),
+            cells_of(layout, config.grid),
+        )
+
     def select(self, context: Context) -> Selection:
         """Scores against this module's thresholds."""
         config, layout = self.config, context.layout
@@ -72,10 +96,12 @@ class ATP(Method):
         keep = layout.mask & (margin > 0)
         if self.max_kept is not None:
             keep = highest(margin, keep, self.max_kept)
-        # σ is monotonic: the larger of two masks is the mask of the larger margin.
-        soft = (margin * config.temperature).sigmoid()
-        if config.training == "straight_through":
-            soft = keep.float() + soft - soft.detach()
+        soft = None
+        if self.training and torch.is_grad_enabled():
+            # σ is monotonic: the larger of two masks is the mask of the larger margin.
+            soft = (margin * config.temperature).sigmoid()
+            if config.training == "straight_through":
+                soft = keep.float() + soft - soft.detach()
         text = None
         if config.text_threshold is not None and context.module > 0:
             text = text_score(context.received["prompt"], context.text) > config.text_threshold
@@ -97,25 +123,32 @@ class ATP(Method):
         thresholds : float32, (batch, 2)
             θ_r and θ_s.
         """
-        config, weight, layout = self.config, context.weight, context.layout
+        config, weight = self.config, context.weight
         visual, prompt = context.received["visual"], context.received["prompt"]
         self_map = self_score(visual, config.averaging)
         cross_map = cross_score(prompt)
         raw = redundant_score(self_map, cross_map, prompt, config.sources)
         redundant = normalise(raw, weight, config.normalisation)
-        spatial = spatial_score(layout, config.strides, config.sample_weight, config.temporal)
 
         # The heads read each map as shares, whatever the score's own scale: raw attention near
         # 1/n would leave them blind. Tokens that are gone are zeros.
-        shares = [normalise(m, weight, "share") * weight for m in (self_map, cross_map)]
-        logits = self.thresholds[context.module](*shares, layout)
+        shares = normalise(torch.stack([self_map, cross_map]), weight, "share") * weight
+        places: Places = context.memory
+        cells = places.cells.gather(1, context.positions)
+        logits = self.thresholds[context.module](shares, context.layout.mask, cells)
         if any(self.shifts):
-            logits = logits + logits.new_tensor(self.shifts)
+            # As numbers: a tensor made of them here would wait for the device.
+            parts = zip(logits.unbind(dim=1), self.shifts, strict=True)
+            logits = torch.stack([logit + shift for logit, shift in parts], dim=1)
         thresholds = logits.sigmoid()
 
-        margins = torch.stack([redundant, spatial]) - thresholds.T[:, :, None]
-        used = [n for n, name in enumerate(("redundant", "spatial")) if name in config.prunings]
-        return margins[used].amax(dim=0), redundant, thresholds
+        margins = []
+        if "redundant" in config.prunings:
+            margins.append(redundant - thresholds[:, :1])
+        if "spatial" in config.prunings:
+            margins.append(places.spatial.gather(1, context.positions) - thresholds[:, 1:])
+        margin = margins[0] if len(margins) == 1 else torch.maximum(*margins)
+        return margin, redundant, thresholds
 
     def losses(self, trace: Trace) -> dict[str, tuple[Tensor, float]]:
         """L_atp and L_target with their weights."""

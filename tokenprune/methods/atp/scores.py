@@ -46,7 +46,7 @@ def normalise(score: Tensor, weight: Tensor, how: str) -> Tensor:
 
     Parameters
     ----------
-    score : float32, (batch, tokens)
+    score : float32, (..., batch, tokens)
         0 or more.
     weight : float32, (batch, tokens)
         How much of each visual token is still there, 0 at everything else.
@@ -58,8 +58,8 @@ def normalise(score: Tensor, weight: Tensor, how: str) -> Tensor:
         x = score * weight.sum(dim=1, keepdim=True)
         return x / (1 + x)
     there = weight > 0.5
-    low = score.masked_fill(~there, torch.inf).amin(dim=1, keepdim=True)
-    high = score.masked_fill(~there, -torch.inf).amax(dim=1, keepdim=True)
+    low = score.masked_fill(~there, torch.inf).amin(dim=-1, keepdim=True)
+    high = score.masked_fill(~there, -torch.inf).amax(dim=-1, keepdim=True)
     stretched = (score - low) / (high - low).clamp(min=1e-12)
     # Rows without visual tokens have no range; NaN scores stay NaN, to be reported.
     return torch.where(low.isinf(), 0.0, stretched).clamp(0, 1)
