@@ -10,7 +10,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, LlamaConfig
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
-from tokenprune.kernels import attention_received, attention_received_reference, chunked
+import tokenprune.kernels.room as room
+from tokenprune.kernels import attention_received_reference, chunked
+from tokenprune.kernels.chunked import attention_received
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MASKS = ("none", "bool", "float", "soft")
@@ -85,8 +87,8 @@ def test_blocks_give_what_the_definition_gives(device, problem, rows, most, has_
     with pytest.MonkeyPatch.context() as patch:
         keys = problem["key"].shape[2]
         patch.setattr(chunked, "_ROWS", most)
-        patch.setattr(chunked, "_TILE_BYTES", 4 * heads * keys * rows)
-        patch.setattr(chunked, "_ELSEWHERE", 4 * batch * heads * keys * rows)
+        patch.setattr(room, "_TILE_BYTES", 4 * heads * keys * rows)
+        patch.setattr(room, "_ELSEWHERE", 4 * batch * heads * keys * rows)
         found = attention_received(**problem)
     expected = attention_received_reference(**problem)
     for ours, theirs in zip(found, expected, strict=True):
@@ -177,7 +179,7 @@ def test_the_full_map_is_never_there(kind):
     block = 4 * heads * length * rows
     given = [t for t in (query, key, weights, mask) if t is not None]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chunked, "_TILE_BYTES", block)
+        patch.setattr(room, "_TILE_BYTES", block)
         with Largest(given) as largest:
             attention_received(query, key, weights, mask)
     inputs = max(t.untyped_storage().nbytes() for t in (query, key))

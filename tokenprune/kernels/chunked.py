@@ -10,13 +10,13 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from .room import room
+from .visible import seen_by, visible_in
+
 __all__ = ["attention_received"]
 
-# Most bytes of a tile of logits, and most of its rows. On a CPU it stays in the cores' caches and
-# is little beside a decoder layer's own activations; elsewhere few large tiles are launched.
-_TILE_BYTES = 7 * 2**16
+# Most rows of a tile on a CPU: more would waste much above the diagonal.
 _ROWS = 64
-_ELSEWHERE = 2**28
 
 
 def attention_received(
@@ -28,38 +28,7 @@ def attention_received(
     softcap: float | None = None,
     lse: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Attention that each key receives from groups of queries, heads averaged.
-
-    The (heads, queries, keys) map never exists as a whole: only a tile of rows and columns does.
-
-    Parameters
-    ----------
-    query : (batch, heads, queries, width), any floating dtype
-        After the rotary embedding. Query i stands at key position ``keys - queries + i``.
-    key : (batch, kv_heads, keys, width)
-        `heads` is a multiple of `kv_heads` (grouped-query attention).
-    weights : float, (batch, groups, queries)
-        How much each query counts in each group; 0 leaves it out.
-    mask : optional
-        None: causal. bool, broadcastable to (batch, 1, queries, keys): True where a query sees a
-        key. Float: added to the logits; the dtype's minimum hides.
-    scaling : float, optional
-        Factor on the logits. None: 1 / √width.
-    softcap : float, optional
-        Squeezes the logits: softcap · tanh(logits / softcap), as in Gemma 2. None: it does not.
-    lse : float32, (batch, heads, queries), optional
-        Each query's logarithm of the sum of its exponentiated logits, if an attention kernel that
-        ran on the same arguments left it: one pass over the keys is then enough. Not read with a
-        softcap, which those kernels know nothing of.
-
-    Returns
-    -------
-    received : float32, (batch, groups, keys)
-        Sum over the queries of weight times softmaxed attention. A query that sees nothing attends
-        to nothing.
-    seen_by : float32, (batch, groups, keys)
-        Sum of the weights of the queries that can see the key.
-    """
+    """Attention received; see `tokenprune.kernels.attention_received`."""
     weights = weights.float()
     batch, heads, _, width = query.shape
     kv_heads, keys = key.shape[1:3]
@@ -79,7 +48,7 @@ def attention_received(
             tiles = partial(_tiles, query[row], key[row], own_mask, scaling, softcap)
             known = _log_sum_exp(query[row], tiles) if lse is None else lse[row].float()
             _add(received[row], weights[row], known, tiles)
-    return received / heads, _seen_by(weights, mask, keys)
+    return received / heads, seen_by(weights, mask, keys)
 
 
 _Tiles = Callable[[Tensor | None], Iterator[tuple[slice, slice, Tensor]]]
@@ -125,10 +94,10 @@ def _tiles(
     """
     batch, kv_heads, shared, queries, _ = query.shape
     keys, cpu = key.shape[2], key.device.type == "cpu"
-    heads = batch * kv_heads * shared
-    height = max(1, min(queries, _room(key.device) // heads, _ROWS if cpu else queries))
-    width = max(1, min(keys, _room(key.device) // (heads * height)))
-    room = torch.empty(heads * height * width, device=key.device)
+    heads, most = batch * kv_heads * shared, room(key.device)
+    height = max(1, min(queries, most // heads, _ROWS if cpu else queries))
+    width = max(1, min(keys, most // (heads * height)))
+    scratch = torch.empty(heads * height * width, device=key.device)
     above = torch.ones(height, height, dtype=torch.bool, device=key.device).triu_(1)
     fused = minus if softcap is None else None
     nothing = torch.zeros(1, 1, 1, device=key.device)
@@ -146,7 +115,7 @@ def _tiles(
                 right.transpose(1, 2),
                 beta=0 if fused is None else -1,
                 alpha=scaling,
-                out=room[: math.prod(shape)].view(shape),
+                out=scratch[: math.prod(shape)].view(shape),
             ).view(batch, kv_heads, shared, count, -1)
             if softcap is not None:
                 logits = logits.div_(softcap).tanh_().mul_(softcap)
@@ -161,11 +130,6 @@ def _tiles(
             yield rows, columns, logits
 
 
-def _room(device: torch.device) -> int:
-    """Most numbers in a tile."""
-    return (_TILE_BYTES if device.type == "cpu" else _ELSEWHERE) // 4
-
-
 def _slices(length: int, step: int) -> list[slice]:
     return [slice(start, min(start + step, length)) for start in range(0, length, step)]
 
@@ -175,22 +139,4 @@ def _hide(logits: Tensor, mask: Tensor) -> None:
     mask = mask[:, :, None]
     if mask.dtype != torch.bool:
         logits += mask
-    logits.masked_fill_(~_visible(mask), -torch.inf)
-
-
-def _seen_by(weights: Tensor, mask: Tensor | None, keys: int) -> Tensor:
-    """For each key, the sum of the weights of the queries that can see it."""
-    batch, groups, queries = weights.shape
-    if mask is None:
-        after = weights.flip(-1).cumsum(dim=-1).flip(-1)
-        return torch.cat([after[..., :1].expand(-1, -1, keys - queries), after], dim=-1)
-    seen_by = weights.new_zeros(batch, groups, keys)
-    for part in _slices(queries, max(1, _room(weights.device) // (batch * keys))):
-        visible = _visible(mask[:, 0, part]).float().expand(batch, -1, -1)
-        seen_by += weights[..., part] @ visible
-    return seen_by
-
-
-def _visible(mask: Tensor) -> Tensor:
-    """Where a mask lets a query see a key."""
-    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    logits.masked_fill_(~visible_in(mask), -torch.inf)

@@ -1,0 +1,94 @@
+"""Attention received in Triton: tile by tile on the chip, nothing as large as the map in memory.
+
+Two kernels. The first gives each query's log-sum-exp, and is not needed where an attention kernel
+left it. The second has one program for a block of keys and a head: it walks over the queries that
+can see them and adds up exp(q·k·scale − lse) by the queries' weights, all groups in one product.
+Heads are summed afterwards, in a fixed order, so that a result can be had again bit for bit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from .tiles import BOOL_MASK, FLOAT_MASK, NO_MASK, sum_columns, sum_rows
+from .visible import least_visible, seen_by
+
+__all__ = ["WIDEST", "attention_received"]
+
+WIDEST = 256
+"""Widest head that a tile has room for."""
+
+
+def attention_received(
+    query: Tensor,
+    key: Tensor,
+    weights: Tensor,
+    mask: Tensor | None = None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    lse: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Attention received; see `tokenprune.kernels.attention_received`. Heads up to `WIDEST`."""
+    batch, heads, queries, width = query.shape
+    kv_heads, keys = key.shape[1:3]
+    weights = weights.float().contiguous()
+    groups = weights.shape[1]
+    query, key = (part if part.stride(3) == 1 else part.contiguous() for part in (query, key))
+    kind, hidden, told = NO_MASK, 0.0, weights  # any tensor stands for a mask that is not there
+    strides: tuple[int, ...] = (0, 0, 0)
+    if mask is not None:
+        told = mask.expand(batch, 1, queries, keys)[:, 0]
+        strides = told.stride()
+        if mask.dtype == torch.bool:
+            kind, told = BOOL_MASK, told.view(torch.uint8)
+        else:
+            kind, hidden = FLOAT_MASK, least_visible(mask.dtype)
+    # What both kernels are told of the problem.
+    common: dict[str, Any] = {
+        "query": query,
+        "key": key,
+        "mask": told,
+        "query_batch": query.stride(0),
+        "query_head": query.stride(1),
+        "query_row": query.stride(2),
+        "key_batch": key.stride(0),
+        "key_head": key.stride(1),
+        "key_row": key.stride(2),
+        "mask_batch": strides[0],
+        "mask_row": strides[1],
+        "mask_column": strides[2],
+        "queries": queries,
+        "keys": keys,
+        "scaling": width**-0.5 if scaling is None else scaling,
+        "softcap": 1.0 if softcap is None else softcap,
+        "hidden": hidden,
+        "HEADS": heads,
+        "SHARED": heads // kv_heads,
+        "WIDTH": width,
+        "ROOM": max(16, triton.next_power_of_2(width)),
+        "MASK": kind.value,
+        "CAPPED": softcap is not None,
+    }
+    # Two tiles of keys and queries must fit on the chip.
+    common["ROWS"] = common["COLUMNS"] = 64 if query.element_size() * width <= 512 else 32
+    with torch.cuda.device_of(query):
+        if lse is None or softcap is not None:
+            lse = weights.new_empty(batch, heads, queries)
+            grid: tuple[int, ...] = (triton.cdiv(queries, common["ROWS"]), batch * heads)
+            sum_rows[grid](lse=lse, **common)
+        lse = lse.float().contiguous()
+        each = weights.new_empty(batch, heads, groups, keys)
+        at_once = min(64, max(16, triton.next_power_of_2(groups)))
+        grid = (
+            triton.cdiv(keys, common["COLUMNS"]),
+            batch * heads,
+            triton.cdiv(groups, at_once),
+        )
+        sum_columns[grid](
+            lse=lse, weights=weights, received=each, groups=groups, GROUPS=at_once, **common
+        )
+    return each.mean(dim=1), seen_by(weights, mask, keys)
