@@ -68,6 +68,19 @@ def test_problems_of_several_tiles(
     check(device, with_lse(problem))
 
 
+def test_numbers_of_a_row_may_lie_apart(device: str) -> None:
+    query, key = (torch.randn(1, 2, 8, 7, device=device).transpose(2, 3) for _ in range(2))
+    problem = {"query": query, "key": key, "weights": torch.rand(1, 1, 7, device=device)}
+    check(device, {**problem, "mask": None, "scaling": None, "softcap": None})
+
+
+def test_sums_of_logits_without_the_softcap_are_not_read(device: str) -> None:
+    query, key = (torch.randn(1, 2, 7, 8, device=device) for _ in range(2))
+    problem = {"query": query, "key": key, "weights": torch.rand(1, 1, 7, device=device)}
+    wrong = torch.zeros(1, 2, 7, device=device)
+    check(device, {**problem, "mask": None, "scaling": None, "softcap": 2.0, "lse": wrong})
+
+
 def test_it_is_used_where_it_works(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     query, key = (torch.randn(1, 2, 20, 16, generator=generator).to(device) for _ in range(2))

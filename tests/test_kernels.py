@@ -97,6 +97,13 @@ def test_blocks_give_what_the_definition_gives(device, problem, rows, most, has_
         torch.testing.assert_close(ours.double(), theirs, **TOLERANCE)
 
 
+def test_sums_of_logits_without_the_softcap_are_not_read(device):
+    query, key = (torch.randn(1, 2, 7, 8, device=device) for _ in range(2))
+    weights = torch.rand(1, 1, 7, device=device)
+    found = attention_received(query, key, weights, softcap=2.0, lse=query.new_zeros(1, 2, 7))
+    assert torch.equal(found[0], attention_received(query, key, weights, softcap=2.0)[0])
+
+
 @pytest.mark.parametrize("kind", MASKS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_row_that_sees_nothing_gives_no_nan(device, kind, dtype):

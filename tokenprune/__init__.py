@@ -2,6 +2,7 @@
 
 from ._version import __version__
 from .api import (
+    compile,
     losses,
     paused,
     stats,
@@ -44,6 +45,7 @@ __all__ = [
     "VisionZipConfig",
     "__version__",
     "calibrate",
+    "compile",
     "draw",
     "load_heads",
     "losses",

@@ -88,6 +88,7 @@ _LEAVE_LSE = (
 
 
 def _make(backend: str) -> Callable[..., Any]:
+    @torch.compiler.disable
     def attention(
         module: Any,
         query: Tensor,

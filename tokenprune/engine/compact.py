@@ -74,7 +74,7 @@ def survivors(alive: Tensor, slots: int, ragged: bool) -> Survivors:
 def gather_hidden(hidden: Tensor, index: Tensor) -> Tensor:
     """Hidden states at `index`: (batch, length, width) → (batch, slots, width)."""
     # Whole rows of memory at a time, unlike `gather`.
-    rows = _across_rows(index, hidden.shape[1])
+    rows = _across_rows(index.to(hidden.device), hidden.shape[1])
     return hidden.flatten(0, 1).index_select(0, rows).unflatten(0, index.shape)
 
 
@@ -87,7 +87,7 @@ def scatter_hidden(hidden: Tensor, kept: Survivors, length: int) -> Tensor:
         index = torch.where(kept.valid, index, length)
     slots = length + (kept.valid is not None)
     full = hidden.new_zeros(batch * slots, width)
-    full.index_copy_(0, _across_rows(index, slots), hidden.flatten(0, 1))
+    full.index_copy_(0, _across_rows(index.to(hidden.device), slots), hidden.flatten(0, 1))
     return full.view(batch, slots, width)[:, :length]
 
 
@@ -108,7 +108,7 @@ def gather_positions(values: Tensor, index: Tensor, axis: int) -> Tensor:
         it with 1 or batch entries; M-RoPE has one more axis in front.
     index : int64, (batch, slots)
     """
-    batch = index.shape[0]
+    batch, index = index.shape[0], index.to(values.device)
     sequence_last = values if axis == -1 else rearrange(values, "... l d -> ... d l")
     batch_axis = values.ndim + axis - 1
     shape = list(sequence_last.shape)

@@ -1,4 +1,7 @@
-"""The hooks: what happens around the model, its core and its decoder layers."""
+"""The hooks: what happens around the model, its core and its decoder layers.
+
+Hooks are not compiled when a user compiles the model: torch compiles what lies between them.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from ..config import MethodConfig
 from ..methods.base import Method
 from . import frames, recompute
 from .attention import backend_of, has_windows, register, wrapped_name
+from .compiled import uncompile
 from .frames import Frame
 from .latest import Latest
 from .record import Record
@@ -74,6 +78,8 @@ class Engine(nn.Module):
         self._handles: list[RemovableHandle] = []
         self._instance_generate: Callable[..., Any] | None = None
         self._signatures: dict[str, inspect.Signature] = {}
+        # Parts that were compiled for this engine.
+        self.compiled: list[nn.Module] = []
 
     # -- on and off ----------------------------------------------------------------------------
 
@@ -137,6 +143,7 @@ class Engine(nn.Module):
         self._handles.clear()
         if self.tower_layer:
             leave_tower(self.adapter.tower(model)[0])
+        uncompile(self.compiled)
         vars(model).pop("generate", None)
         if self._instance_generate is not None:
             vars(model)["generate"] = self._instance_generate
@@ -166,10 +173,12 @@ class Engine(nn.Module):
     def _arguments(self, which: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict:
         return _bind(self._signatures[which], args, kwargs)
 
+    @torch.compiler.disable
     def _before_model(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         frames.pop(self)  # an interrupt may have left one
         frames.push(Frame(self, labels=self._arguments("top", args, kwargs).get("labels")))
 
+    @torch.compiler.disable
     def _after_model(self, _: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         frame = frames.top(self)
         frames.pop(self)
@@ -196,6 +205,7 @@ class Engine(nn.Module):
         self.latest.losses = losses
         return output if has_loss else None
 
+    @torch.compiler.disable
     def _before_core(self, core: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         inputs = self._arguments("core", args, kwargs)
         frame = frames.top(self)
@@ -247,6 +257,7 @@ class Engine(nn.Module):
         spared = sorted({*self._special_ids, *self.method.spared_ids})
         return self.adapter.any_of(core, inputs, spared)
 
+    @torch.compiler.disable
     def _after_core(self, core: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         frame = frames.top(self)
         run = None if frame is None else frame.run
@@ -275,6 +286,7 @@ class Engine(nn.Module):
         run = None if frame is None else frame.run
         return None if run is None or run.closed else run
 
+    @torch.compiler.disable
     def _before_layer(
         self, layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -303,11 +315,13 @@ class Engine(nn.Module):
             changed = run.enter_layer(layer, module, kwargs)
         return (args, changed)
 
+    @torch.compiler.disable
     def _after_first_layer(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         run = self._run()
         if run is not None:
             run.after_first_layer()
 
+    @torch.compiler.disable
     def _after_layer(
         self, index: int, layer: int, module: nn.Module, args: Any, kwargs: Any, output: Any
     ) -> Any:
@@ -319,6 +333,7 @@ class Engine(nn.Module):
             changed = run.decide(index, layer, hidden)
         return None if changed is hidden else _with_hidden(output, changed)
 
+    @torch.compiler.disable
     def _after_last_layer(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         run = self._run()
         if run is None:

@@ -211,7 +211,9 @@ class Run:
         names = sorted(self.method.needs)
         here = self._here(self.weight, self.stage)
         groups = [query_group(name, here, self.stage.prompt) for name in names]
-        weights = torch.cat(groups, dim=1).detach()
+        # Layers may be spread over devices; what is ours stays where the inputs are.
+        home = self.weight.device
+        weights = torch.cat(groups, dim=1).detach().to(query.device)
         own = query.shape[2]  # of the keys, the last are this pass's own tokens
         if self._back is not None:
             others, mask = self._back
@@ -221,10 +223,10 @@ class Run:
             mask, lse = self._given, None  # as if nothing were gone
         mask = to_4d(mask, query.shape[2], key.shape[2])
         total, seen_by = attention_received(query, key, weights, mask, scaling, softcap, lse)
-        total, seen_by = total[..., -own:], seen_by[..., -own:]
+        total, seen_by = total[..., -own:].to(home), seen_by[..., -own:].to(home)
         if self.departed is not None:
             total, seen_by = self._at_full_length(total), self._at_full_length(seen_by)
-        answers = (total, seen_by, weights.sum(dim=2))
+        answers = (total, seen_by, weights.sum(dim=2).to(home))
         sizes = [group.shape[1] for group in groups]
         by_group = zip(*(a.split(sizes, dim=1) for a in answers), strict=True)
         self._received[layer] = {
@@ -275,7 +277,7 @@ class Run:
 
     def _context(self, module: int, layer: int, stage: Stage, hidden: Tensor) -> Context:
         assert self.weight is not None
-        every = torch.arange(self.length, device=hidden.device).expand(hidden.shape[0], -1)
+        every = torch.arange(self.length, device=self.weight.device).expand(hidden.shape[0], -1)
         weight = (
             stage.layout.mask.float() if self.method.revives else self._here(self.weight, stage)
         )
@@ -287,7 +289,7 @@ class Run:
             prompt=stage.prompt,
             text=stage.text,
             received=self._received.pop(layer, {}),
-            hidden_states=hidden,
+            hidden_states=hidden.to(self.weight.device),
             positions=every if stage.kept is None else stage.kept.index,
             memory=self.memory,
             tower=self.tower if layer < 0 else None,
@@ -316,7 +318,9 @@ class Run:
         if selection.keep_text is not None:
             stays = stays & (selection.keep_text | ~stage.text)
         alive = (present & stays) | stage.read
-        changed = states if selection.hidden_states is None else selection.hidden_states
+        changed = states
+        if selection.hidden_states is not None:
+            changed = selection.hidden_states.to(states.device)
         # The one transfer to the host that dropping needs: the least and the most of each count.
         counts = {"alive": alive.sum(dim=1), "dropped": (present & ~alive).sum(dim=1)}
         if selection.scores is not None:

@@ -64,8 +64,6 @@ def _log_sum_exp(query: Tensor, tiles: _Tiles) -> Tensor:
 
 def _add(received: Tensor, weights: Tensor, lse: Tensor, tiles: _Tiles) -> None:
     """Add what some rows of the batch give, summed over their heads."""
-    # A query that sees nothing has no sum; exp(logit - inf) is what it gives.
-    lse = lse.masked_fill(~lse.isfinite(), torch.inf)
     heads = lse.shape[1] * lse.shape[2]
     for rows, columns, logits in tiles(lse):
         # Heads and queries of a tile are summed over in one product.

@@ -92,5 +92,5 @@ class ThresholdHeads(nn.Module):
             float32, (batch, 2).
         """
         flat = rearrange(lay_on_grid(maps, mask, cells, self.grid), "m b r c -> b (m r c)")
-        dtype = self.project.weight.dtype
-        return self.heads(nn.functional.gelu(self.project(flat.to(dtype)))).float()
+        hidden = nn.functional.gelu(self.project(flat.to(self.project.weight)))
+        return self.heads(hidden).to(maps)
