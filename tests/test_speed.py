@@ -160,9 +160,17 @@ GROWTH = {
             "visual_tokens": 576,
             "scoring_s": 0.01,
             "scoring_bytes": 1000,
+            "attention_s": 0.01,
+            "attention_bytes": 2000,
             "layer_s": 0.2,
             "layer_bytes": 50000,
         }
     ],
-    "exponents": {"scoring_s": 2.0, "scoring_bytes": 1.0, "layer_s": 1.2, "layer_bytes": 1.0},
+    "exponents": {
+        "scoring_s": 2.0,
+        "scoring_bytes": 1.0,
+        "attention_s": 1.9,
+        "layer_s": 1.2,
+        "layer_bytes": 1.0,
+    },
 }

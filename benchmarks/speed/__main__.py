@@ -25,7 +25,7 @@ from . import inference, overhead, scoring
 from .kept import kept_of
 from .render import render
 from .shapes import CPU, LLAVA_7B, build, inputs
-from .variants import core, features_once, rivals
+from .variants import compiled_and_not, core, features_once, rivals
 
 
 def measure(quick: bool, device: str) -> dict[str, Any]:
@@ -33,6 +33,7 @@ def measure(quick: bool, device: str) -> dict[str, Any]:
     shape, dtype = (CPU, torch.float32) if device == "cpu" else (LLAVA_7B, torch.bfloat16)
     model = build(shape, device, dtype)
     rounds = 5 if quick else 9
+    many = 3 * rounds  # where a hundredth matters
     batches = (1, 8) if device == "cpu" else (1, 8, 32)
     found: dict[str, Any] = {
         "command": f"python -m benchmarks.speed --device {device}" + " --quick" * quick,
@@ -53,7 +54,7 @@ def measure(quick: bool, device: str) -> dict[str, Any]:
         variants = core(model, shape, kept)
         if quick and size > 1:
             del variants["ATP, full map"]
-        few = rounds if size == 1 else (3 if quick else 5)
+        few = many if size == 1 else rounds
         found["prefill"][f"b{size}"] = inference.prefill(model, batch, variants, few, device)
         print(f"prefill b{size}", json.dumps(found["prefill"][f"b{size}"], indent=1), flush=True)
     batch, kept = inputs(shape, 1, device, dtype), kept_of(shape, 1, device, ragged=False)
@@ -66,6 +67,10 @@ def measure(quick: bool, device: str) -> dict[str, Any]:
         note("pruner", scoring.split(model, shape, kept, work, rounds, device))
     if quick:
         return found
+    both = compiled_and_not(model, shape, kept)
+    note("compiled", inference.compiled(model, batch, both, rounds, device))
+    eight = 8 if device == "cpu" else 32
+    note("throughput", inference.throughput(model, shape, eight, 8, device, dtype))
     variants = core(model, shape, kept)
     note("first_word", inference.prefill(model, batch, variants, rounds, device, tower=True))
     others = {**variants, **rivals(model, shape, kept)}
@@ -75,8 +80,7 @@ def measure(quick: bool, device: str) -> dict[str, Any]:
     note("decode", inference.decode(model, batch, three, 16, 3, device))
     lengths = (1, 64, 256) if device != "cpu" else (1, 64)
     note("end_to_end", inference.end_to_end(model, batch, three, lengths, 3, device))
-    sides = (24, 36, 48, 68, 96) if device != "cpu" else (24, 36, 48, 68)
-    note("growth", scoring.growth(shape, sides, 3, device, dtype))
+    note("growth", scoring.growth(shape, (24, 36, 48, 68, 96), 3, device, dtype))
     note("training", overhead.training(model, shape, batch, 3, device))
     return found
 

@@ -11,10 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .kept import kept_of
+from .shapes import Shape, inputs
 from .timing import Variant, interleaved, median, ratio, spread, synchronise
-from .variants import features_once
+from .variants import atp, features_once
 
-__all__ = ["decode", "end_to_end", "prefill"]
+__all__ = ["compiled", "decode", "end_to_end", "prefill", "throughput"]
+
+# Of these little is asked, and they take long.
+_SLOW = ("unpruned", "ATP, full map")
 
 
 def forward(model: Any, batch: Mapping[str, Tensor]) -> Any:
@@ -48,10 +53,85 @@ def prefill(
 ) -> dict[str, Any]:
     """The decoder on the prompt: the tower's features are there already, or it runs too."""
     with nullcontext() if tower else features_once(model, batch):
-        times = interleaved(
-            variants, lambda: forward(model, batch), rounds, device, once=("unpruned",)
-        )
+        times = interleaved(variants, lambda: forward(model, batch), rounds, device, once=_SLOW)
     return against_oracle(times)
+
+
+def compiled(
+    model: Any, batch: dict[str, Tensor], variants: Mapping[str, Variant], rounds: int, device: str
+) -> dict[str, Any]:
+    """Prefill with and without `tokenprune.compile`, and what the first call then takes longer."""
+    start = time.perf_counter()
+    with features_once(model, batch):
+        for name, variant in variants.items():
+            if name.endswith("compiled"):
+                with variant():
+                    forward(model, batch)
+        first = time.perf_counter() - start
+        times = interleaved(variants, lambda: forward(model, batch), rounds, device)
+    found = {f"{_short(name)}_s": median(seconds) for name, seconds in times.items()}
+    gains = {
+        _short(name): ratio(times[name], times[f"{name}, compiled"]) for name in ("unpruned", "ATP")
+    }
+    return {**found, "gain": gains, "first_calls_s": first}
+
+
+def throughput(
+    model: Any,
+    shape: Shape,
+    rows: int,
+    words: int,
+    device: str,
+    dtype: torch.dtype,
+) -> dict[str, Any]:
+    """Words a second, all rows together, at the largest batch whose cache fits into one budget.
+
+    Parameters
+    ----------
+    rows : int
+        The budget: the cache of so many unpruned prompts.
+    words : int
+        That each row is given after its prompt.
+    """
+    found: dict[str, Any] = {}
+    for name in ("unpruned", "ATP"):
+
+        def prepare(size: int, name: str = name) -> tuple[dict[str, Tensor], Variant]:
+            kept = kept_of(shape, size, device, ragged=False)
+            wrapped = partial(atp, model, shape, kept)
+            return inputs(
+                shape, size, device, dtype
+            ), nullcontext if name == "unpruned" else wrapped
+
+        batch, variant = prepare(1)
+        with variant():
+            row_bytes = cache_bytes(forward(model, batch).past_key_values)
+        if name == "unpruned":
+            found["budget_bytes"] = rows * row_bytes
+        batch, variant = prepare(found["budget_bytes"] // row_bytes)
+        size = len(batch["input_ids"])
+        word = torch.full((size, 1), 9, device=device)
+        with features_once(model, batch), variant(), torch.inference_mode():
+            synchronise(device)
+            start = time.perf_counter()
+            cache = forward(model, batch).past_key_values
+            synchronise(device)
+            middle = time.perf_counter()
+            for _ in range(words):
+                model(input_ids=word, past_key_values=cache)
+            synchronise(device)
+            end = time.perf_counter()
+        found[name] = {
+            "rows": size,
+            "prompts_per_s": size / (middle - start),
+            "words_per_s": size * words / (end - middle),
+        }
+    return found
+
+
+def cache_bytes(cache: Any) -> int:
+    """Of all keys and values."""
+    return sum(part.nbytes for layer in cache.layers for part in (layer.keys, layer.values))
 
 
 def decode(

@@ -66,8 +66,10 @@ def _machine(path: Path, found: dict[str, Any]) -> str:
         _prefill(found),
     ]
     for name, part in (
+        ("compiled", _compiled),
         ("methods", _methods),
         ("decode", _decode),
+        ("throughput", _throughput),
         ("end_to_end", _end_to_end),
         ("growth", _growth),
     ):
@@ -124,6 +126,29 @@ def _methods(row: dict[str, Any]) -> str:
     )
 
 
+def _compiled(row: dict[str, Any]) -> str:
+    return (
+        f"With `tokenprune.compile`, prefill at batch 1: ATP {_seconds(row['atp_compiled_s'])} "
+        f"after {_seconds(row['atp_s'])} without, {row['gain']['atp']:.2f} times as fast; unpruned "
+        f"{_seconds(row['unpruned_compiled_s'])} after {_seconds(row['unpruned_s'])}, "
+        f"{row['gain']['unpruned']:.2f} times. The first calls take "
+        f"{_seconds(row['first_calls_s'])} more or less, once.\n"
+    )
+
+
+def _throughput(found: dict[str, Any]) -> str:
+    body = [
+        [name, str(row["rows"]), f"{row['prompts_per_s']:.2f}", f"{row['words_per_s']:.1f}"]
+        for name, row in found.items()
+        if name != "budget_bytes"
+    ]
+    return (
+        f"The largest batch whose cache of prompts fits into {_bytes(found['budget_bytes'])}, "
+        "measured once:\n\n"
+        + _table(["", "rows", "prompts a second", "further words a second"], body)
+    )
+
+
 def _decode(row: dict[str, Any]) -> str:
     return (
         f"Each further word: unpruned {_seconds(row['unpruned_s'])}, oracle "
@@ -151,6 +176,7 @@ def _growth(found: dict[str, Any]) -> str:
         [
             str(row["visual_tokens"]),
             _seconds(row["scoring_s"]),
+            _seconds(row["attention_s"]),
             _seconds(row["layer_s"]),
             f"{row['scoring_s'] / row['layer_s']:.1%}",
             _bytes(row["scoring_bytes"]),
@@ -159,13 +185,21 @@ def _growth(found: dict[str, Any]) -> str:
         for row in found["rows"]
     ]
     powers = found["exponents"]
-    head = ["visual tokens", "scoring", "decoder layer", "", "scoring's memory", "of the layer's"]
+    head = [
+        "visual tokens",
+        "scoring",
+        "attention",
+        "decoder layer",
+        "scoring of it",
+        "scoring's memory",
+        "of the layer's",
+    ]
     return (
         "Scoring at one module against one unpruned decoder layer on as many tokens:\n\n"
         + _table(head, body)
-        + f"\nTime grows as the tokens to the {powers['scoring_s']:.2f} (layer "
-        f"{powers['layer_s']:.2f}), memory to the {powers['scoring_bytes']:.2f} "
-        f"({powers['layer_bytes']:.2f}).\n"
+        + f"\nTime grows as the tokens to the {powers['scoring_s']:.2f} (attention itself "
+        f"{powers['attention_s']:.2f}, layer {powers['layer_s']:.2f}), memory to the "
+        f"{powers['scoring_bytes']:.2f} (layer {powers['layer_bytes']:.2f}).\n"
     )
 
 
@@ -175,7 +209,9 @@ def _pruner(found: dict[str, Any]) -> str:
     share = row["all"] / found["prefill"]["b1"]["atp_s"]
     return (
         f"The pruner alone, all modules, batch 1: {_seconds(row['all'])}, {share:.1%} of the "
-        f"prefill ({parts}). The oracle gathers too.\n"
+        f"prefill ({parts}). The oracle gathers too. **What limits it now** is "
+        f"{max((n for n in row if n != 'all'), key=row.__getitem__)}: "
+        f"{row['scores'] / row['all']:.0%} of the pruner's time is scores.\n"
     )
 
 

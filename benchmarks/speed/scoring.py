@@ -11,7 +11,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
@@ -124,7 +124,10 @@ def growth(
     device: str,
     dtype: torch.dtype,
 ) -> dict[str, Any]:
-    """Seconds and peak bytes of scoring and of a decoder layer by visual tokens, with exponents."""
+    """Seconds and peak bytes by visual tokens, with exponents.
+
+    Of scoring, of attention itself, which has the same products to do, and of a decoder layer.
+    """
     layer = layer_of(shape, device, dtype)
     rows = []
     for side in sides:
@@ -133,6 +136,9 @@ def growth(
         hidden = torch.randn(1, length, shape.width, device=device, dtype=dtype)
         works: dict[str, Callable[[], Any]] = {
             "scoring": partial(attention_received, query, key, weights, lse=lse),
+            "attention": partial(
+                nn.functional.scaled_dot_product_attention, query, key, key, is_causal=True
+            ),
             "layer": partial(layer, hidden),
         }
         times: dict[str, list[float]] = {name: [] for name in works}
