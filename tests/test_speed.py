@@ -22,7 +22,7 @@ from benchmarks.speed.kept import kept_of  # noqa: E402
 from benchmarks.speed.memory import peak_bytes  # noqa: E402
 from benchmarks.speed.predict import predicted  # noqa: E402
 from benchmarks.speed.scoring import exponent  # noqa: E402
-from benchmarks.speed.shapes import CPU, LLAVA_7B, build, inputs  # noqa: E402
+from benchmarks.speed.shapes import CPU, SHAPES, build, inputs  # noqa: E402
 from benchmarks.speed.timing import interleaved, ratio, spread  # noqa: E402
 from benchmarks.speed.variants import core, features_once, rivals  # noqa: E402
 
@@ -40,12 +40,16 @@ TINY = replace(
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_all_variants_compute_the_same(batch: int) -> None:
+@pytest.mark.parametrize("grouped", [False, True])
+def test_all_variants_compute_the_same(batch: int, grouped: bool) -> None:
     """The oracle, ATP and ATP by the full map end with the same logits: their work is the same."""
-    model = build(TINY, "cpu", torch.float32)
-    given, kept = inputs(TINY, batch, "cpu", torch.float32), kept_of(TINY, batch, "cpu", batch > 1)
+    # The same 144 tokens as four tiles, two heads to one of the keys.
+    shape = replace(TINY, images=4, side=6, kv_heads=2) if grouped else TINY
+    model = build(shape, "cpu", torch.float32)
+    given = inputs(shape, batch, "cpu", torch.float32)
+    kept = kept_of(shape, batch, "cpu", batch > 1)
     logits, lengths = {}, {}
-    for name, variant in core(model, TINY, kept).items():
+    for name, variant in core(model, shape, kept).items():
         with variant():
             out = inference.forward(model, given)
             logits[name] = out.logits[:, -1]
@@ -122,7 +126,7 @@ def test_peak_memory_is_what_is_there_at_once() -> None:
 
 
 def test_predictions_are_the_papers_counts() -> None:
-    said = predicted(LLAVA_7B, 2)
+    said = predicted(SHAPES["llava-1.5-7b"], 2)
     visual = (4 * 576 + 10 * 143 + 10 * 109 + 8 * 21) / 32
     assert said["kv"] == pytest.approx((visual + 64) / 640)
     assert 2.9 < said["speedup"] < 3.0
@@ -133,8 +137,7 @@ def test_predictions_are_the_papers_counts() -> None:
 def test_the_program_writes_what_it_promises(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: bool
 ) -> None:
-    monkeypatch.setattr(program, "CPU", TINY)
-    monkeypatch.setitem(render._SHAPES, TINY.name, TINY)
+    monkeypatch.setitem(SHAPES, TINY.name, TINY)
     monkeypatch.setattr(program.scoring, "growth", lambda *_: GROWTH)
     path = tmp_path / "speed-cpu.json"
     threads = str(torch.get_num_threads())

@@ -24,7 +24,7 @@ def predicted(shape: Shape, bytes_per_value: int) -> dict[str, float]:
     decoder = DecoderShape(
         width=shape.width,
         heads=shape.heads,
-        kv_heads=shape.heads,
+        kv_heads=shape.kv_heads or shape.heads,
         head_width=shape.width // shape.heads,
         mlp_width=shape.mlp,
         bytes_per_value=bytes_per_value,

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from .predict import predicted
-from .shapes import CPU, LLAVA_7B, Shape
+from .shapes import SHAPES, Shape
 
 __all__ = ["render"]
 
-_SHAPES = {shape.name: shape for shape in (CPU, LLAVA_7B)}
 _VALUE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 _HEAD = """# Performance
@@ -53,7 +52,7 @@ def _bytes(value: float) -> str:
 
 
 def _machine(path: Path, found: dict[str, Any]) -> str:
-    where, shape = found["environment"], _SHAPES[found["shape"]]
+    where, shape = found["environment"], SHAPES[found["shape"]]
     machine = where["gpu"] if found["device"] != "cpu" else where["processor"]
     parts = [
         f"## {machine}\n",

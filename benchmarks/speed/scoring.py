@@ -76,7 +76,7 @@ def layer_of(shape: Shape, device: str, dtype: torch.dtype) -> Callable[[Tensor]
         hidden_size=shape.width,
         intermediate_size=shape.mlp,
         num_attention_heads=shape.heads,
-        num_key_value_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads or shape.heads,
         max_position_embeddings=32768,
     )
     config._attn_implementation = "sdpa"
@@ -96,7 +96,8 @@ def heads_of(
     """Queries, keys, the queries' weights and the log-sum-exp that attention would leave."""
     width = shape.width // shape.heads
     query, key = (
-        torch.randn(batch, shape.heads, length, width, device=device, dtype=dtype) for _ in range(2)
+        torch.randn(batch, heads, length, width, device=device, dtype=dtype)
+        for heads in (shape.heads, shape.kv_heads or shape.heads)
     )
     visual = torch.zeros(batch, length, device=device)
     visual[:, shape.before : length - shape.after] = 1
@@ -137,7 +138,12 @@ def growth(
         works: dict[str, Callable[[], Any]] = {
             "scoring": partial(attention_received, query, key, weights, lse=lse),
             "attention": partial(
-                nn.functional.scaled_dot_product_attention, query, key, key, is_causal=True
+                nn.functional.scaled_dot_product_attention,
+                query,
+                key,
+                key,
+                is_causal=True,
+                enable_gqa=shape.kv_heads is not None,
             ),
             "layer": partial(layer, hidden),
         }

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-__all__ = ["CPU", "LLAVA_7B", "Shape", "build", "inputs"]
+__all__ = ["CPU", "SHAPES", "Shape", "build", "inputs"]
 
 _IMAGE, _VOCABULARY = 31999, 32000
 
@@ -23,8 +23,12 @@ class Shape:
     name : str
     layers, width, mlp, heads : int
         Of the decoder.
+    kv_heads : int, optional
+        Fewer heads of keys and values. None: as many.
     side : int
         Visual tokens along a side of a picture.
+    images : int
+        Pictures in a prompt, or tiles of one.
     before, after : int
         Text tokens on each side of the picture.
     tower_layers, tower_width : int
@@ -38,7 +42,9 @@ class Shape:
     width: int
     mlp: int
     heads: int
+    kv_heads: int | None = None
     side: int = 24
+    images: int = 1
     before: int = 35
     after: int = 29
     tower_layers: int = 24
@@ -47,8 +53,8 @@ class Shape:
 
     @property
     def visual(self) -> int:
-        """Visual tokens of a picture."""
-        return self.side**2
+        """Visual tokens of a prompt."""
+        return self.images * self.side**2
 
     @property
     def length(self) -> int:
@@ -56,7 +62,6 @@ class Shape:
         return self.before + self.visual + self.after
 
 
-LLAVA_7B = Shape("llava-1.5-7b", layers=32, width=4096, mlp=11008, heads=32)
 CPU = Shape(
     "llava-16x1024",
     layers=16,
@@ -68,6 +73,21 @@ CPU = Shape(
     modules=(1, 6, 11),
 )
 """Half of LLaVA-1.5's depth, the modules at half of its places."""
+
+_LLAVA = Shape("llava-1.5-7b", layers=32, width=4096, mlp=11008, heads=32)
+_NEXT = replace(_LLAVA, name="llava-next-7b", images=5)  # 2880 tokens
+_QWEN = Shape(
+    "qwen2-vl-7b",
+    layers=28,
+    width=3584,
+    mlp=18944,
+    heads=28,
+    kv_heads=4,
+    side=32,  # of a picture of 896 pixels a side
+    modules=(2, 11, 20),
+)
+SHAPES = {shape.name: shape for shape in (CPU, _LLAVA, _NEXT, _QWEN)}
+"""By name. Dimensions are the models' own; all are built as a LLaVA with CLIP's tower."""
 
 
 def build(shape: Shape, device: str, dtype: torch.dtype, attention: str = "sdpa") -> Any:
@@ -86,7 +106,7 @@ def build(shape: Shape, device: str, dtype: torch.dtype, attention: str = "sdpa"
         intermediate_size=shape.mlp,
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
-        num_key_value_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads or shape.heads,
         max_position_embeddings=32768,
         # Random weights must not end an answer early.
         eos_token_id=None,
@@ -115,11 +135,13 @@ def build(shape: Shape, device: str, dtype: torch.dtype, attention: str = "sdpa"
 
 
 def inputs(shape: Shape, batch: int, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """A batch of one picture a row, all rows of one length."""
+    """A batch of rows of one length."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(3, _IMAGE, (batch, shape.length), generator=generator)
     ids[:, shape.before : shape.before + shape.visual] = _IMAGE
-    pixels = torch.randn(batch, 3, 14 * shape.side, 14 * shape.side, generator=generator)
+    pixels = torch.randn(
+        batch * shape.images, 3, 14 * shape.side, 14 * shape.side, generator=generator
+    )
     return {
         "input_ids": ids.to(device),
         "attention_mask": torch.ones_like(ids, device=device),

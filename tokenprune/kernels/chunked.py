@@ -51,24 +51,27 @@ def attention_received(
     return received / heads, seen_by(weights, mask, keys)
 
 
-_Tiles = Callable[[Tensor | None], Iterator[tuple[slice, slice, Tensor]]]
+_Tiles = Callable[[Tensor | None], Iterator[tuple[slice, slice, Tensor, int | None]]]
 
 
 def _log_sum_exp(query: Tensor, tiles: _Tiles) -> Tensor:
     """Of each query's logits: float32, (batch, kv_heads, shared, queries)."""
     total = torch.full(query.shape[:-1], -torch.inf, device=query.device)
-    for rows, _, logits in tiles(None):
+    for rows, _, logits, diagonal in tiles(None):
+        if diagonal is not None:
+            ahead = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device)
+            logits.masked_fill_(ahead.triu_(diagonal + 1), -torch.inf)
         total[..., rows] = total[..., rows].logaddexp(logits.logsumexp(dim=-1))
     return total
 
 
 def _add(received: Tensor, weights: Tensor, lse: Tensor, tiles: _Tiles) -> None:
     """Add what some rows of the batch give, summed over their heads."""
-    heads = lse.shape[1] * lse.shape[2]
-    for rows, columns, logits in tiles(lse):
-        # Heads and queries of a tile are summed over in one product.
-        every = weights[:, :, None, rows].expand(-1, -1, heads, -1).flatten(2)
-        received[:, :, columns].baddbmm_(every, logits.exp_().flatten(1, 3))
+    for rows, columns, logits, diagonal in tiles(lse):
+        attention = logits.exp_()
+        if diagonal is not None:
+            attention.tril_(diagonal)  # much faster than hiding the logits
+        received[:, :, columns].baddbmm_(weights[:, :, rows], attention.sum(dim=(1, 2)))
 
 
 def _tiles(
@@ -78,8 +81,10 @@ def _tiles(
     scaling: float,
     softcap: float | None,
     minus: Tensor | None,
-) -> Iterator[tuple[slice, slice, Tensor]]:
+) -> Iterator[tuple[slice, slice, Tensor, int | None]]:
     """Rows, columns, and the logits less `minus` there; each tile overwrites the one before.
+
+    Last, the diagonal after which nothing in the tile is visible, if the causal rule cuts it.
 
     Parameters
     ----------
@@ -96,7 +101,6 @@ def _tiles(
     height = max(1, min(queries, most // heads, _ROWS if cpu else queries))
     width = max(1, min(keys, most // (heads * height)))
     scratch = torch.empty(heads * height * width, device=key.device)
-    above = torch.ones(height, height, dtype=torch.bool, device=key.device).triu_(1)
     fused = minus if softcap is None else None
     nothing = torch.zeros(1, 1, 1, device=key.device)
     for rows in _slices(queries, height):
@@ -121,11 +125,8 @@ def _tiles(
                     logits -= minus[..., rows, None]
             if mask is not None:
                 _hide(logits, mask[:, :, rows, columns])
-            elif columns.stop > first:
-                start = max(first, columns.start)
-                ahead = above[:count, start - first : columns.stop - first]
-                logits[..., start - columns.start :].masked_fill_(ahead, -torch.inf)
-            yield rows, columns, logits
+            cut = mask is None and columns.stop - 1 > first
+            yield rows, columns, logits, first - columns.start if cut else None
 
 
 def _slices(length: int, step: int) -> list[slice]:
