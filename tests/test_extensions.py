@@ -57,7 +57,7 @@ def test_the_gone_are_scored_as_if_they_were_there(device: str, attn: str, case:
             for name, asked in (("visual", here & visual), ("prompt", here & ~visual)):
                 found = context.received[name]
                 total, seen = table[asked].sum(0), visible[asked].sum(0)
-                there = here | visual
+                there = visual | droppable
                 assert_close(found.total[n, where][there], total[there], f"{name}, row {n}")
                 assert torch.equal(found.seen_by[n, where][there].long(), seen[there])
                 assert int(found.queries[n]) == int(asked.sum())

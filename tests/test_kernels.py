@@ -57,6 +57,16 @@ def problems(draw):
     }
 
 
+def asked_about(problem, seed):
+    """The problem, asked about a stretch of each row's keys."""
+    generator = torch.Generator().manual_seed(seed)
+    batch, _, keys, _ = problem["key"].shape
+    ends = torch.randint(0, keys + 1, (2, batch, 1), generator=generator).sort(dim=0).values
+    places = torch.arange(keys)
+    wanted = (places >= ends[0]) & (places < ends[1])
+    return {**problem, "wanted": wanted & (torch.rand(batch, keys, generator=generator) < 0.8)}
+
+
 def with_lse(problem):
     """The problem with what an attention kernel would leave."""
     query, key, mask = (problem[name] for name in ("query", "key", "mask"))
@@ -80,20 +90,29 @@ def on(device, problem):
 
 
 @settings(max_examples=150, deadline=None)
-@given(problem=problems(), rows=st.integers(1, 9), most=st.integers(1, 9), has_lse=st.booleans())
-def test_blocks_give_what_the_definition_gives(device, problem, rows, most, has_lse):
+@given(
+    problem=problems(),
+    rows=st.integers(1, 9),
+    most=st.integers(1, 9),
+    has_lse=st.booleans(),
+    seed=st.none() | st.integers(0, 999),
+)
+def test_blocks_give_what_the_definition_gives(device, problem, rows, most, has_lse, seed):
     problem = on(device, with_lse(problem) if has_lse else problem)
+    asked = problem if seed is None else on(device, asked_about(problem, seed))
     batch, heads = problem["query"].shape[:2]
     with pytest.MonkeyPatch.context() as patch:
         keys = problem["key"].shape[2]
         patch.setattr(chunked, "_ROWS", most)
         patch.setattr(room, "_TILE_BYTES", 4 * heads * keys * rows)
         patch.setattr(room, "_ELSEWHERE", 4 * batch * heads * keys * rows)
-        found = attention_received(**problem)
+        found = attention_received(**asked)
     expected = attention_received_reference(**problem)
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.dtype == torch.float32
         assert ours.isfinite().all()
+        if "wanted" in asked and ours is found[0]:
+            theirs = torch.where(asked["wanted"][:, None], theirs, ours.double())
         torch.testing.assert_close(ours.double(), theirs, **TOLERANCE)
 
 
@@ -174,6 +193,44 @@ class Largest(TorchDispatchMode):
                 if storage.data_ptr() not in self.known:
                     self.bytes = max(self.bytes, storage.nbytes())
         return out
+
+
+class Products(TorchDispatchMode):
+    """Counts the logits that were multiplied out inside."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.baddbmm.out:
+            self.count += out.numel()
+        return out
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_what_nobody_asks_about_is_not_computed(kind):
+    heads, length = 2, 200
+    generator = torch.Generator().manual_seed(0)
+    query, key = (torch.randn(1, heads, length, 8, generator=generator) for _ in range(2))
+    mask = make_mask(kind, (1, length, length), torch.float32, generator)
+    lse = with_lse({"query": query, "key": key, "mask": mask, "scaling": None, "softcap": None})
+    weights, wanted = torch.zeros(1, 2, length), torch.zeros(1, length, dtype=torch.bool)
+    weights[0, 1, 150:153] = 1
+    wanted[0, 20:90] = True
+    with Products() as products:
+        attention_received(query, key, weights, mask, lse=lse["lse"], wanted=wanted)
+    assert products.count == heads * 3 * 70
+    with Products() as products:
+        attention_received(query, key, weights, mask, lse=lse["lse"], wanted=~wanted)
+    assert products.count == heads * 3 * (200 if mask is not None else 153)
+    with Products() as products:
+        attention_received(query, key, 0 * weights, mask, lse=lse["lse"])
+    assert products.count == 0
+    if mask is None:  # queries before the first key that is asked about cannot see it
+        wanted[:] = torch.arange(length) >= 130
+        with Products() as products:
+            attention_received(query, key, weights + 1, lse=lse["lse"], wanted=wanted)
+        assert products.count < heads * 70 * 70
 
 
 @pytest.mark.parametrize("kind", MASKS)

@@ -64,7 +64,7 @@ def training(
 
     @contextmanager
     def heads() -> Iterator[None]:
-        tp.wrap(model, tp.ATPConfig(layers=shape.modules, target_tokens=shape.visual / 2))
+        tp.wrap(model, tp.ATPConfig(layers=shape.modules, target_tokens=shape.side**2 / 2))
         tp.train_only_heads(model)
         model.train()
         yield

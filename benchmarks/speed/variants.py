@@ -37,7 +37,7 @@ def core(model: Any, shape: Shape, kept: Kept) -> dict[str, Variant]:
 @contextmanager
 def atp(model: Any, shape: Shape, kept: Kept) -> Iterator[None]:
     """Wrapped with ATP, which decides as it does and keeps what is written down."""
-    tp.wrap(model, tp.ATPConfig(layers=shape.modules, target_tokens=shape.visual / 2))
+    tp.wrap(model, tp.ATPConfig(layers=shape.modules, target_tokens=shape.side**2 / 2))
     force(model, kept)
     try:
         yield
@@ -84,6 +84,7 @@ def received_by_map(
     scaling: float | None,
     softcap: float | None,
     lse: Tensor | None,
+    wanted: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Attention received, the map made and softmaxed as transformers' eager attention does."""
     key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)

@@ -222,7 +222,14 @@ class Run:
         elif self.soft and self.method.revives:
             mask, lse = self._given, None  # as if nothing were gone
         mask = to_4d(mask, query.shape[2], key.shape[2])
-        total, seen_by = attention_received(query, key, weights, mask, scaling, softcap, lse)
+        wanted = None
+        if self._back is None:
+            # Text that may go is asked about as well; earlier turns on the cache are not.
+            wanted = self.stage.layout.mask | self.stage.text
+            wanted = nn.functional.pad(wanted, (key.shape[2] - own, 0)).to(key.device)
+        total, seen_by = attention_received(
+            query, key, weights, mask, scaling, softcap, lse, wanted
+        )
         total, seen_by = total[..., -own:].to(home), seen_by[..., -own:].to(home)
         if self.departed is not None:
             total, seen_by = self._at_full_length(total), self._at_full_length(seen_by)

@@ -27,6 +27,7 @@ def attention_received(
     scaling: float | None = None,
     softcap: float | None = None,
     lse: Tensor | None = None,
+    wanted: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention received; see `tokenprune.kernels.attention_received`."""
     weights = weights.float()
@@ -45,10 +46,23 @@ def attention_received(
     with torch.autocast(query.device.type, enabled=False):
         for row in rows:
             own_mask = mask[row] if mask is not None and len(mask) > 1 else mask
-            tiles = partial(_tiles, query[row], key[row], own_mask, scaling, softcap)
-            known = _log_sum_exp(query[row], tiles) if lse is None else lse[row].float()
-            _add(received[row], weights[row], known, tiles)
+            asking = _span(weights[row].ne(0).any(dim=1))
+            asked = slice(0, keys) if wanted is None else _span(wanted[row])
+            tiles = partial(_tiles, query[row], key[row], own_mask, scaling, softcap, asking)
+            if lse is None:
+                known = _log_sum_exp(query[row], partial(tiles, slice(0, keys)))
+            else:
+                known = lse[row].float()
+            _add(received[row], weights[row], known, partial(tiles, asked))
     return received / heads, seen_by(weights, mask, keys)
+
+
+def _span(marked: Tensor) -> slice:
+    """From the first to the last position that any row marks, where reading is free: on a CPU."""
+    if marked.device.type != "cpu":
+        return slice(0, marked.shape[1])
+    places = marked.any(dim=0).nonzero()
+    return slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(0, 0)
 
 
 _Tiles = Callable[[Tensor | None], Iterator[tuple[slice, slice, Tensor, int | None]]]
@@ -80,6 +94,8 @@ def _tiles(
     mask: Tensor | None,
     scaling: float,
     softcap: float | None,
+    asking: slice,
+    asked: slice,
     minus: Tensor | None,
 ) -> Iterator[tuple[slice, slice, Tensor, int | None]]:
     """Rows, columns, and the logits less `minus` there; each tile overwrites the one before.
@@ -93,6 +109,8 @@ def _tiles(
     key : (batch, kv_heads, keys, width)
     mask, scaling, softcap
         As `attention_received` has them.
+    asking, asked : slice
+        The queries and keys that matter.
     minus : float32, (batch, kv_heads, shared, queries), optional
     """
     batch, kv_heads, shared, queries, _ = query.shape
@@ -103,12 +121,15 @@ def _tiles(
     scratch = torch.empty(heads * height * width, device=key.device)
     fused = minus if softcap is None else None
     nothing = torch.zeros(1, 1, 1, device=key.device)
-    for rows in _slices(queries, height):
+    if mask is None:  # the first key is not visible before
+        asking = slice(max(asking.start, asked.start - (keys - queries)), asking.stop)
+    for rows in _slices(asking, height):
         count, first = rows.stop - rows.start, keys - queries + rows.start
         left = query[:, :, :, rows].reshape(batch * kv_heads, shared * count, -1).float()
         less = nothing if fused is None else fused[..., rows].reshape(*left.shape[:2], 1)
         # Under the causal rule nothing past the last row is visible.
-        for columns in _slices(keys if mask is not None else first + count, width):
+        end = asked.stop if mask is not None else min(asked.stop, first + count)
+        for columns in _slices(slice(asked.start, end), width):
             right = key[:, :, columns].flatten(0, 1).float()
             shape = (*left.shape[:2], right.shape[1])
             logits = torch.baddbmm(
@@ -129,8 +150,9 @@ def _tiles(
             yield rows, columns, logits, first - columns.start if cut else None
 
 
-def _slices(length: int, step: int) -> list[slice]:
-    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
+def _slices(whole: slice, step: int) -> list[slice]:
+    starts = range(whole.start, whole.stop, step)
+    return [slice(start, min(start + step, whole.stop)) for start in starts]
 
 
 def _hide(logits: Tensor, mask: Tensor) -> None:

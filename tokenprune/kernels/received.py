@@ -25,6 +25,7 @@ def attention_received(
     scaling: float | None = None,
     softcap: float | None = None,
     lse: Tensor | None = None,
+    wanted: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention that each key receives from groups of queries, heads averaged.
 
@@ -49,6 +50,8 @@ def attention_received(
         Each query's logarithm of the sum of its exponentiated logits, if an attention kernel that
         ran on the same arguments left it: one pass over the keys is then enough. Not read with a
         softcap, which those kernels know nothing of.
+    wanted : bool, (batch, keys), optional
+        The keys that are asked about: `received` may be 0 at others. None: all.
 
     Returns
     -------
@@ -58,12 +61,11 @@ def attention_received(
     seen_by : float32, (batch, groups, keys)
         Sum of the weights of the queries that can see the key.
     """
-    way = chunked.attention_received
     if _fused_works(query.device, query.dtype, query.shape[-1], _dtype(mask)):
         from . import fused
 
-        way = fused.attention_received
-    return way(query, key, weights, mask, scaling, softcap, lse)
+        return fused.attention_received(query, key, weights, mask, scaling, softcap, lse)
+    return chunked.attention_received(query, key, weights, mask, scaling, softcap, lse, wanted)
 
 
 def _dtype(mask: Tensor | None) -> torch.dtype | None:

@@ -16,6 +16,8 @@ __all__ = ["Context", "Method", "Received", "Selection", "Tower", "Trace"]
 class Received:
     """Attention that each token receives from one group of queries, heads averaged.
 
+    Values at tokens that cannot be dropped do not matter.
+
     Attributes
     ----------
     total : float32, (batch, tokens)
