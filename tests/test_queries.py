@@ -54,6 +54,22 @@ def test_groups_of_queries(device: str, case: Case) -> None:
         assert (each[len(text) :] == 0).all()
 
 
+def test_a_second_turn_is_asked_about_its_own_tokens(device: str) -> None:
+    """The keys of an earlier turn stand before them."""
+    model = model_of("eager", device)
+    batch = make_batch([(7, IMAGE, 5)], device=device)
+    visual = ~is_text(batch)[0]
+    with torch.no_grad():
+        table = model(**batch, output_attentions=True).attentions[1].mean(dim=1)[0]
+        cache = model(input_ids=batch["input_ids"][:, :4], use_cache=True).past_key_values
+    second = {**batch, "input_ids": batch["input_ids"][:, 4:], "past_key_values": cache}
+    received = shown(model, second, 1).received
+    expected = table[visual][:, visual].sum(0)
+    assert_close(received["visual"].total[0, visual[4:]], expected, "visual")
+    expected = table[4:][~visual[4:]][:, visual].sum(0)
+    assert_close(received["prompt"].total[0, visual[4:]], expected, "prompt")
+
+
 def test_the_last_text_is_the_prompts_and_not_an_answers(device: str) -> None:
     model = model_of("eager", device)
     batch = make_batch([(4, IMAGE, 5)], device=device)

@@ -32,8 +32,7 @@ def measure(quick: bool, device: str, shape: Shape) -> dict[str, Any]:
     """Everything that is asked for."""
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     model = build(shape, device, dtype)
-    rounds = 5 if quick else 9
-    many = 6 * rounds  # where a hundredth matters
+    rounds, many = 5, 25  # many where a hundredth matters
     batches = (1, 8) if device == "cpu" else (1, 8, 32)
     found: dict[str, Any] = {
         "command": f"python -m benchmarks.speed --device {device} --shape {shape.name}"
