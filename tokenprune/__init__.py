@@ -2,7 +2,6 @@
 
 from ._version import __version__
 from .api import (
-    compile,
     losses,
     paused,
     stats,
@@ -45,7 +44,6 @@ __all__ = [
     "VisionZipConfig",
     "__version__",
     "calibrate",
-    "compile",
     "draw",
     "load_heads",
     "losses",

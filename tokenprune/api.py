@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +15,13 @@ from tokenprune.adapters import adapter_for, verified
 from .config import MethodConfig, ModelFacts
 from .engine import ATTRIBUTE, Engine, engine_of
 from .engine.attention import register
-from .engine.compiled import compile_parts
 from .io import load_heads, read_config
 from .measure.cost import DecoderShape
 from .measure.stats import PruneStats
 from .measure.track import Tracker
 from .methods import METHODS, ATPConfig, build
 
-__all__ = ["compile", "losses", "paused", "stats", "supported", "track", "unwrap", "wrap"]
+__all__ = ["losses", "paused", "stats", "supported", "track", "unwrap", "wrap"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -113,38 +112,6 @@ def unwrap(model: Model) -> Model:
         If the model is not wrapped.
     """
     engine_of(model).detach(model)
-    return model
-
-
-def compile(model: Model, **options: Any) -> Model:
-    """Compile the decoder around the pruning: its norms and MLPs, in place.
-
-    Faster where many small operations are (short prompts, small batches, CPUs); the first call on a
-    new kind of input takes seconds. Attention and pruning run as they do, so every count of tokens
-    is served by one compiled program. Results agree with the uncompiled ones up to rounding, no
-    longer bit for bit; `unwrap` takes it back. ``torch.compile(model)`` of a wrapped model works
-    too: it compiles more, stops at every hook, and takes minutes.
-
-    Parameters
-    ----------
-    model : nn.Module
-        A wrapped model.
-    **options
-        Arguments of `torch.compile`. ``dynamic=True`` unless given.
-
-    Returns
-    -------
-    nn.Module
-        The same object. As it was, with a warning, where torch cannot compile.
-
-    Raises
-    ------
-    ValueError
-        If the model is not wrapped.
-    """
-    engine = engine_of(model)
-    layers = engine.adapter.decoder_layers(model)
-    engine.compiled += compile_parts(layers, {"dynamic": True, **options})
     return model
 
 

@@ -25,7 +25,7 @@ from . import inference, overhead, scoring
 from .kept import kept_of
 from .render import render
 from .shapes import CPU, SHAPES, Shape, build, inputs
-from .variants import compiled_and_not, core, features_once, rivals
+from .variants import core, features_once, rivals
 
 
 def measure(quick: bool, device: str, shape: Shape) -> dict[str, Any]:
@@ -58,7 +58,9 @@ def measure(quick: bool, device: str, shape: Shape) -> dict[str, Any]:
         found["prefill"][f"b{size}"] = inference.prefill(model, batch, variants, few, device)
         print(f"prefill b{size}", json.dumps(found["prefill"][f"b{size}"], indent=1), flush=True)
     batch, kept = inputs(shape, 1, device, dtype), kept_of(shape, 1, device, ragged=False)
-    note("paused_overhead", overhead.paused_overhead(model, shape, kept, batch, rounds, device))
+    slower, noise = overhead.paused_overhead(model, shape, kept, batch, rounds, device)
+    note("paused_overhead", slower)
+    note("paused_spread", noise)
     memory = scoring.memory(shape, 1, device, dtype)
     note("scoring_extra_bytes", memory["scoring"])
     note("scoring_extra_share", memory["share"])
@@ -67,8 +69,6 @@ def measure(quick: bool, device: str, shape: Shape) -> dict[str, Any]:
         note("pruner", scoring.split(model, shape, kept, work, rounds, device))
     if quick:
         return found
-    both = compiled_and_not(model, shape, kept)
-    note("compiled", inference.compiled(model, batch, both, rounds, device))
     eight = 8 if device == "cpu" else 32
     note("throughput", inference.throughput(model, shape, eight, 8, device, dtype))
     variants = core(model, shape, kept)

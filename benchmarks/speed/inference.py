@@ -13,10 +13,10 @@ from torch import Tensor
 
 from .kept import kept_of
 from .shapes import Shape, inputs
-from .timing import Variant, interleaved, median, ratio, spread, synchronise
+from .timing import Variant, interleaved, median, ratio, ratios, spread, synchronise
 from .variants import atp, features_once
 
-__all__ = ["compiled", "decode", "end_to_end", "prefill", "throughput"]
+__all__ = ["decode", "end_to_end", "prefill", "throughput"]
 
 # Of these little is asked, and they take long.
 _SLOW = ("unpruned", "ATP, full map")
@@ -33,6 +33,7 @@ def against_oracle(times: Mapping[str, list[float]]) -> dict[str, Any]:
     return {
         **{f"{_short(name)}_s": median(found) for name, found in times.items()},
         "oracle_ratio": ratio(times["oracle"], times["ATP"]),
+        "oracle_ratio_spread": spread(ratios(times["oracle"], times["ATP"])),
         "speedup": ratio(times["unpruned"], times["ATP"]),
         "spread": {name: spread(found) for name, found in times.items()},
         "rounds": {name: len(found) for name, found in times.items()},
@@ -55,25 +56,6 @@ def prefill(
     with nullcontext() if tower else features_once(model, batch):
         times = interleaved(variants, lambda: forward(model, batch), rounds, device, once=_SLOW)
     return against_oracle(times)
-
-
-def compiled(
-    model: Any, batch: dict[str, Tensor], variants: Mapping[str, Variant], rounds: int, device: str
-) -> dict[str, Any]:
-    """Prefill with and without `tokenprune.compile`, and what the first call then takes longer."""
-    start = time.perf_counter()
-    with features_once(model, batch):
-        for name, variant in variants.items():
-            if name.endswith("compiled"):
-                with variant():
-                    forward(model, batch)
-        first = time.perf_counter() - start
-        times = interleaved(variants, lambda: forward(model, batch), rounds, device)
-    found = {f"{_short(name)}_s": median(seconds) for name, seconds in times.items()}
-    gains = {
-        _short(name): ratio(times[name], times[f"{name}, compiled"]) for name in ("unpruned", "ATP")
-    }
-    return {**found, "gain": gains, "first_calls_s": first}
 
 
 def throughput(

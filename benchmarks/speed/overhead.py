@@ -15,7 +15,7 @@ import tokenprune as tp
 from .inference import forward
 from .kept import Kept
 from .shapes import Shape
-from .timing import Variant, interleaved, median, ratio
+from .timing import Variant, interleaved, median, ratio, ratios, spread
 from .variants import features_once, paused
 
 __all__ = ["paused_overhead", "training"]
@@ -23,15 +23,19 @@ __all__ = ["paused_overhead", "training"]
 
 def paused_overhead(
     model: Any, shape: Shape, kept: Kept, batch: dict[str, Tensor], rounds: int, device: str
-) -> float:
-    """How much longer a prefill takes in a wrapped, paused model: 0.01 is one hundredth."""
+) -> tuple[float, float]:
+    """How much longer a prefill takes in a wrapped, paused model, and the rounds' spread.
+
+    0.01 is one hundredth.
+    """
     variants: dict[str, Variant] = {
         "unpruned": nullcontext,
         "paused": partial(paused, model, shape, kept),
     }
     with features_once(model, batch):
         times = interleaved(variants, lambda: forward(model, batch), rounds, device)
-    return ratio(times["paused"], times["unpruned"]) - 1
+    found = ratios(times["paused"], times["unpruned"])
+    return median(found) - 1, spread(found)
 
 
 def training(

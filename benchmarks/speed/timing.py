@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 
 import torch
 
-__all__ = ["Variant", "interleaved", "median", "ratio", "spread"]
+__all__ = ["Variant", "interleaved", "median", "ratio", "ratios", "spread"]
 
 Variant = Callable[[], AbstractContextManager[object]]
 """Makes the model what is timed, and gives it back."""
@@ -65,8 +65,13 @@ def spread(times: list[float]) -> float:
     return (high - low) / 2 / median(times)
 
 
+def ratios(above: list[float], below: list[float]) -> list[float]:
+    """One variant's seconds over another's in the same round."""
+    return [a / b for a, b in zip(above, below, strict=True)]
+
+
 def ratio(above: list[float], below: list[float]) -> float:
     """Median over the rounds of one variant's seconds over another's in the same round."""
     if len(above) == len(below):
-        return statistics.median(a / b for a, b in zip(above, below, strict=True))
+        return statistics.median(ratios(above, below))
     return median(above) / median(below)

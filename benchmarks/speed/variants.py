@@ -21,7 +21,7 @@ from .oracle import oracle
 from .shapes import Shape
 from .timing import Variant
 
-__all__ = ["atp", "compiled_and_not", "core", "features_once", "paused", "rivals"]
+__all__ = ["atp", "core", "features_once", "paused", "rivals"]
 
 
 def core(model: Any, shape: Shape, kept: Kept) -> dict[str, Variant]:
@@ -50,23 +50,6 @@ def paused(model: Any, shape: Shape, kept: Kept) -> Iterator[None]:
     """Wrapped, and not pruning."""
     with atp(model, shape, kept), tp.paused(model):
         yield
-
-
-def compiled_and_not(model: Any, shape: Shape, kept: Kept) -> dict[str, Variant]:
-    """The model as it is and with ATP, each with and without `tokenprune.compile`."""
-
-    @contextmanager
-    def faster(prune: bool) -> Iterator[None]:
-        with atp(model, shape, kept), nullcontext() if prune else tp.paused(model):
-            tp.compile(model)
-            yield
-
-    return {
-        "unpruned": nullcontext,
-        "ATP": partial(atp, model, shape, kept),
-        "unpruned, compiled": partial(faster, False),
-        "ATP, compiled": partial(faster, True),
-    }
 
 
 @contextmanager

@@ -19,7 +19,6 @@ from ..config import MethodConfig
 from ..methods.base import Method
 from . import frames, recompute
 from .attention import backend_of, has_windows, register, wrapped_name
-from .compiled import uncompile
 from .frames import Frame
 from .latest import Latest
 from .record import Record
@@ -78,8 +77,6 @@ class Engine(nn.Module):
         self._handles: list[RemovableHandle] = []
         self._instance_generate: Callable[..., Any] | None = None
         self._signatures: dict[str, inspect.Signature] = {}
-        # Parts that were compiled for this engine.
-        self.compiled: list[nn.Module] = []
 
     # -- on and off ----------------------------------------------------------------------------
 
@@ -143,7 +140,6 @@ class Engine(nn.Module):
         self._handles.clear()
         if self.tower_layer:
             leave_tower(self.adapter.tower(model)[0])
-        uncompile(self.compiled)
         vars(model).pop("generate", None)
         if self._instance_generate is not None:
             vars(model)["generate"] = self._instance_generate
