@@ -32,7 +32,7 @@ def measure(quick: bool, device: str, shape: Shape) -> dict[str, Any]:
     """Everything that is asked for."""
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     model = build(shape, device, dtype)
-    rounds, many = 5, 25  # many where a hundredth matters
+    rounds, many = 5, 30  # many where a hundredth matters
     batches = (1, 8) if device == "cpu" else (1, 8, 32)
     found: dict[str, Any] = {
         "command": f"python -m benchmarks.speed --device {device} --shape {shape.name}"
@@ -58,7 +58,7 @@ def measure(quick: bool, device: str, shape: Shape) -> dict[str, Any]:
         found["prefill"][f"b{size}"] = inference.prefill(model, batch, variants, few, device)
         print(f"prefill b{size}", json.dumps(found["prefill"][f"b{size}"], indent=1), flush=True)
     batch, kept = inputs(shape, 1, device, dtype), kept_of(shape, 1, device, ragged=False)
-    slower, noise = overhead.paused_overhead(model, shape, kept, batch, rounds, device)
+    slower, noise = overhead.paused_overhead(model, shape, kept, 4 * many, device)
     note("paused_overhead", slower)
     note("paused_spread", noise)
     memory = scoring.memory(shape, 1, device, dtype)
