@@ -81,7 +81,7 @@ def measure(quick: bool, device: str, shape: Shape) -> dict[str, Any]:
     lengths = (1, 64, 256) if device != "cpu" else (1, 64)
     note("end_to_end", inference.end_to_end(model, batch, three, lengths, 3, device))
     note("growth", scoring.growth(shape, (24, 36, 48, 68, 96), 3, device, dtype))
-    note("training", overhead.training(model, shape, batch, 3, device))
+    note("training", overhead.training(model, shape, batch, 7, device))
     return found
 
 
