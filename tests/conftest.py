@@ -3,6 +3,8 @@
 ``--device cpu`` or ``--device cuda`` keeps to one device; without it a test that takes `device`
 runs on each there is. Tests that do not take it have nothing to do with devices, so a run on CUDA
 alone leaves them out.
+
+Each test begins with the same random numbers; ``--seed`` takes others. A test must pass with any.
 """
 
 import os
@@ -32,6 +34,12 @@ if not torch.cuda.is_available():
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", choices=("cpu", "cuda"), help="run on this device only")
+    parser.addoption("--seed", type=int, default=0, help="where torch's random numbers begin")
+
+
+@pytest.fixture(autouse=True)
+def _seeded(request: pytest.FixtureRequest) -> None:
+    torch.manual_seed(request.config.getoption("--seed"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
