@@ -17,10 +17,10 @@ from torch import Tensor
 from .tiles import BOOL_MASK, FLOAT_MASK, NO_MASK, sum_columns, sum_rows
 from .visible import least_visible, seen_by
 
-__all__ = ["WIDEST", "attention_received"]
+__all__ = ["WIDEST", "attention_received", "tile_sizes"]
 
-WIDEST = 256
-"""Widest head that a tile has room for."""
+WIDEST = 512
+"""Bytes of the widest head that a program can hold: 256 numbers in half precision."""
 
 
 def attention_received(
@@ -32,7 +32,7 @@ def attention_received(
     softcap: float | None = None,
     lse: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Attention received; see `tokenprune.kernels.attention_received`. Heads up to `WIDEST`."""
+    """See `tokenprune.kernels.attention_received`. Heads of up to `WIDEST` bytes."""
     batch, heads, queries, width = query.shape
     kv_heads, keys = key.shape[1:3]
     weights = weights.float().contiguous()
@@ -63,32 +63,39 @@ def attention_received(
         "mask_column": strides[2],
         "queries": queries,
         "keys": keys,
+        "heads": heads,
+        "shared": heads // kv_heads,
         "scaling": width**-0.5 if scaling is None else scaling,
         "softcap": 1.0 if softcap is None else softcap,
         "hidden": hidden,
-        "HEADS": heads,
-        "SHARED": heads // kv_heads,
-        "WIDTH": width,
-        "ROOM": max(16, triton.next_power_of_2(width)),
         "MASK": kind.value,
         "CAPPED": softcap is not None,
+        "num_stages": 2,
     }
-    # Two tiles of keys and queries must fit on the chip.
-    common["ROWS"] = common["COLUMNS"] = 64 if query.element_size() * width <= 512 else 32
+    by_rows, by_columns = tile_sizes(width, query.element_size(), groups)
     with torch.cuda.device_of(query):
         if lse is None or softcap is not None:
             lse = weights.new_empty(batch, heads, queries)
-            grid: tuple[int, ...] = (triton.cdiv(queries, common["ROWS"]), batch * heads)
-            sum_rows[grid](lse=lse, **common)
+            sum_rows[triton.cdiv(queries, by_rows["ROWS"]), batch * heads](
+                lse=lse, **common, **by_rows
+            )
         lse = lse.float().contiguous()
         each = weights.new_empty(batch, heads, groups, keys)
-        at_once = min(64, max(16, triton.next_power_of_2(groups)))
-        grid = (
-            triton.cdiv(keys, common["COLUMNS"]),
+        sum_columns[
+            triton.cdiv(keys, by_columns["COLUMNS"]),
             batch * heads,
-            triton.cdiv(groups, at_once),
-        )
-        sum_columns[grid](
-            lse=lse, weights=weights, received=each, groups=groups, GROUPS=at_once, **common
-        )
+            triton.cdiv(groups, by_columns["GROUPS"]),
+        ](lse=lse, weights=weights, received=each, groups=groups, **common, **by_columns)
     return each.mean(dim=1), seen_by(weights, mask, keys)
+
+
+def tile_sizes(width: int, size: int, groups: int) -> tuple[dict[str, int], dict[str, int]]:
+    """What the two kernels are built for, by a head's width and the bytes of one of its numbers."""
+    head = {"WIDTH": width, "ROOM": max(16, triton.next_power_of_2(width))}
+    # What a program keeps, and in what steps it walks over the other side.
+    kept, step = 64, 64 // size
+    at_once = min(64, max(16, triton.next_power_of_2(groups)))
+    return (
+        {**head, "ROWS": kept, "COLUMNS": step},
+        {**head, "ROWS": step, "COLUMNS": kept, "GROUPS": at_once},
+    )

@@ -81,7 +81,7 @@ def _fused_works(
         return False
     from . import fused
 
-    if width > fused.WIDEST:
+    if width * dtype.itemsize > fused.WIDEST:
         return False
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(1, 2, 80, width, generator=generator).to(device, dtype)

@@ -1,4 +1,12 @@
-"""The Triton kernels behind `fused`: row sums, then column sums, a tile at a time on the chip."""
+"""The Triton kernels behind `fused`: row sums, then column sums, a tile at a time on the chip.
+
+Both keep a block of 64 and walk over the other side in short steps: what a program holds must fit
+in a thread's 255 registers, or it is written to memory and read back at every step. 64 is what a
+Hopper tensor core takes at once. `tests/test_built_kernels.py` builds them and counts.
+
+Products of float32 numbers are made of three of TF32, which is as exact as float32's own to a bit
+or two and needs no registers for a product without tensor cores.
+"""
 # mypy: ignore-errors
 # ruff: noqa: N803
 
@@ -18,13 +26,13 @@ def _rows_of(rows, length, pointer, stride, WIDTH: tl.constexpr, ROOM: tl.conste
     """A tile of so many rows of queries or keys, zeros past their end."""
     width = tl.arange(0, ROOM)
     inside = (rows < length)[:, None] & (width < WIDTH)[None, :]
-    return tl.load(pointer + rows[:, None] * stride + width[None, :], mask=inside, other=0.0)
+    at = pointer + rows[:, None].to(tl.int64) * stride + width[None, :]
+    return tl.load(at, mask=inside, other=0.0)
 
 
 @triton.jit
-def _logits(
-    query,
-    key,
+def _seen(
+    logits,
     rows,
     columns,
     mask,
@@ -32,21 +40,22 @@ def _logits(
     mask_column,
     queries,
     keys,
-    scaling,
     softcap,
     hidden,
     MASK: tl.constexpr,
     CAPPED: tl.constexpr,
 ):
-    """A tile of logits, and which of them are visible."""
-    logits = tl.dot(query, tl.trans(key), input_precision="ieee") * scaling
+    """A tile of logits with -inf where a query (of `rows`) does not see a key (of `columns`).
+
+    One of `rows` and `columns` lies along the tile's first dimension, the other along its second.
+    """
     if CAPPED:
         logits = softcap * (2.0 / (1.0 + tl.exp(-2.0 * logits / softcap)) - 1.0)
-    visible = (rows < queries)[:, None] & (columns < keys)[None, :]
+    visible = (rows < queries) & (columns < keys)
     if MASK == NO_MASK:
-        visible = visible & (columns[None, :] <= rows[:, None] + (keys - queries))
+        visible = visible & (columns <= rows + (keys - queries))
     else:
-        at = mask + rows[:, None] * mask_row + columns[None, :] * mask_column
+        at = mask + rows.to(tl.int64) * mask_row + columns * mask_column
         told = tl.load(at, mask=visible, other=0)
         if MASK == BOOL_MASK:
             visible = visible & (told != 0)
@@ -54,10 +63,15 @@ def _logits(
             bias = told.to(tl.float32)
             logits += bias
             visible = visible & (bias > hidden)
-    return logits, visible
+    return tl.where(visible, logits, float("-inf"))
 
 
-@triton.jit
+# A kernel is built once for every length: numbers that happen to be 1 or a multiple of 16 would
+# each be a build of their own, seconds long, in the middle of somebody's answer.
+_ANY = ["queries", "keys", "heads", "shared", "mask_batch", "mask_row"]
+
+
+@triton.jit(do_not_specialize=_ANY)
 def sum_rows(
     query,
     key,
@@ -74,11 +88,11 @@ def sum_rows(
     mask_column,
     queries,
     keys,
+    heads,
+    shared,
     scaling,
     softcap,
     hidden,
-    HEADS: tl.constexpr,
-    SHARED: tl.constexpr,
     WIDTH: tl.constexpr,
     ROOM: tl.constexpr,
     ROWS: tl.constexpr,
@@ -88,11 +102,11 @@ def sum_rows(
 ):
     """Each query's log-sum-exp, a block of queries and a head a program."""
     block = tl.program_id(0)
-    batch = (tl.program_id(1) // HEADS).to(tl.int64)
-    head = (tl.program_id(1) % HEADS).to(tl.int64)
+    batch = (tl.program_id(1) // heads).to(tl.int64)
+    head = (tl.program_id(1) % heads).to(tl.int64)
     rows = block * ROWS + tl.arange(0, ROWS)
     query += batch * query_batch + head * query_head
-    key += batch * key_batch + (head // SHARED) * key_head
+    key += batch * key_batch + (head // shared) * key_head
     mask += batch * mask_batch
     own = _rows_of(rows, queries, query, query_row, WIDTH, ROOM)
     most = tl.full((ROWS,), float("-inf"), tl.float32)
@@ -103,22 +117,22 @@ def sum_rows(
     for start in range(0, end, COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
         theirs = _rows_of(columns, keys, key, key_row, WIDTH, ROOM)
-        logits, visible = _logits(
-            own, theirs, rows, columns, mask, mask_row, mask_column, queries, keys,
-            scaling, softcap, hidden, MASK, CAPPED,
+        logits = _seen(
+            tl.dot(own, tl.trans(theirs), input_precision="tf32x3") * scaling,
+            rows[:, None], columns[None, :], mask, mask_row, mask_column, queries, keys,
+            softcap, hidden, MASK, CAPPED,
         )  # fmt: skip
-        logits = tl.where(visible, logits, float("-inf"))
         larger = tl.maximum(most, tl.max(logits, axis=1))
         # A row that has seen nothing yet must not be NaN.
         level = tl.where(larger == float("-inf"), 0.0, larger)
         total = total * tl.exp(most - level) + tl.sum(tl.exp(logits - level[:, None]), axis=1)
         most = larger
-    at = (batch * HEADS + head) * queries + rows
+    at = (batch * heads + head) * queries + rows
     # -inf where nothing was seen.
     tl.store(lse + at, most + tl.log(tl.where(total == 0.0, 1.0, total)), mask=rows < queries)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[*_ANY, "groups"])
 def sum_columns(
     query,
     key,
@@ -138,11 +152,11 @@ def sum_columns(
     queries,
     keys,
     groups,
+    heads,
+    shared,
     scaling,
     softcap,
     hidden,
-    HEADS: tl.constexpr,
-    SHARED: tl.constexpr,
     WIDTH: tl.constexpr,
     ROOM: tl.constexpr,
     ROWS: tl.constexpr,
@@ -153,17 +167,17 @@ def sum_columns(
 ):
     """What a block of keys receives in a head, by groups of queries."""
     block = tl.program_id(0)
-    batch = (tl.program_id(1) // HEADS).to(tl.int64)
-    head = (tl.program_id(1) % HEADS).to(tl.int64)
+    batch = (tl.program_id(1) // heads).to(tl.int64)
+    head = (tl.program_id(1) % heads).to(tl.int64)
     group = tl.program_id(2) * GROUPS + tl.arange(0, GROUPS)
     columns = block * COLUMNS + tl.arange(0, COLUMNS)
     query += batch * query_batch + head * query_head
-    key += batch * key_batch + (head // SHARED) * key_head
+    key += batch * key_batch + (head // shared) * key_head
     mask += batch * mask_batch
-    lse += (batch * HEADS + head) * queries
+    lse += (batch * heads + head) * queries
     weights += batch * groups * queries
     theirs = _rows_of(columns, keys, key, key_row, WIDTH, ROOM)
-    sums = tl.zeros((GROUPS, COLUMNS), tl.float32)
+    sums = tl.zeros((COLUMNS, GROUPS), tl.float32)
     first = 0
     if MASK == NO_MASK:
         # No earlier query can see the block's first key.
@@ -171,15 +185,17 @@ def sum_columns(
     for start in range(first, queries, ROWS):
         rows = start + tl.arange(0, ROWS)
         own = _rows_of(rows, queries, query, query_row, WIDTH, ROOM)
-        logits, visible = _logits(
-            own, theirs, rows, columns, mask, mask_row, mask_column, queries, keys,
-            scaling, softcap, hidden, MASK, CAPPED,
+        logits = _seen(
+            tl.dot(theirs, tl.trans(own), input_precision="tf32x3") * scaling,
+            rows[None, :], columns[:, None], mask, mask_row, mask_column, queries, keys,
+            softcap, hidden, MASK, CAPPED,
         )  # fmt: skip
         known = tl.load(lse + rows, mask=rows < queries, other=0.0)
-        attention = tl.exp(tl.where(visible, logits - known[:, None], float("-inf")))
-        at = group[:, None] * queries + rows[None, :]
-        there = (group < groups)[:, None] & (rows < queries)[None, :]
+        # A query that sees nothing knows -inf.
+        level = tl.where(known == float("-inf"), 0.0, known)
+        at = group[None, :] * queries + rows[:, None]
+        there = (group < groups)[None, :] & (rows < queries)[:, None]
         counted = tl.load(weights + at, mask=there, other=0.0)
-        sums += tl.dot(counted, attention, input_precision="ieee")
-    at = ((batch * HEADS + head) * groups + group[:, None]) * keys + columns[None, :]
-    tl.store(received + at, sums, mask=(group < groups)[:, None] & (columns < keys)[None, :])
+        sums += tl.dot(tl.exp(logits - level[None, :]), counted, input_precision="tf32x3")
+    at = ((batch * heads + head) * groups + group[None, :]) * keys + columns[:, None]
+    tl.store(received + at, sums, mask=(group < groups)[None, :] & (columns < keys)[:, None])
