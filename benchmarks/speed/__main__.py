@@ -77,9 +77,8 @@ def measure(quick: bool, device: str, shape: Shape) -> dict[str, Any]:
     del others["ATP, full map"]
     note("methods", inference.prefill(model, batch, others, rounds, device, tower=True))
     three = {name: variants[name] for name in ("unpruned", "oracle", "ATP")}
-    note("decode", inference.decode(model, batch, three, 16, 3, device))
-    lengths = (1, 64, 256) if device != "cpu" else (1, 64)
-    note("end_to_end", inference.end_to_end(model, batch, three, lengths, 3, device))
+    note("decode", inference.decode(model, batch, three, 16, rounds, device))
+    note("end_to_end", inference.end_to_end(model, batch, three, (1, 64, 256), 3, device))
     note("growth", scoring.growth(shape, (24, 36, 48, 68, 96), 3, device, dtype))
     note("training", overhead.training(model, shape, batch, 7, device))
     return found

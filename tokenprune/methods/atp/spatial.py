@@ -36,10 +36,12 @@ def spatial_score(
         float32, (batch, tokens); 0 at text and at visual tokens without a place.
     """
     placed = layout.mask & (layout.row >= 0)
+    # What divides all of a token's places divides their greatest common divisor; 0 is in all grids.
+    common = torch.gcd(layout.row, layout.col)
+    if temporal:
+        common = torch.gcd(common, layout.frame)
     score = torch.zeros(placed.shape, device=placed.device)
     for stride in sorted(strides):  # dense first, so that the sparsest grid has the last word
-        picked = placed & (layout.row % stride == 0) & (layout.col % stride == 0)
-        if temporal:
-            picked = picked & (layout.frame % stride == 0)
-        score = torch.where(picked, 1 - sample_weight / stride ** (3 if temporal else 2), score)
-    return score
+        rate = 1 / stride ** (3 if temporal else 2)
+        score = torch.where(common % stride == 0, 1 - sample_weight * rate, score)
+    return torch.where(placed, score, 0.0)
