@@ -6,8 +6,8 @@ READY := $(VENV)/.ready
 # Two workers, as many as the smallest machine has cores; each keeps to one thread.
 WORKERS ?= 2
 
-.PHONY: setup demo test test-oldest test-matrix test-gpu lint bench options families \
-	reproduce reproduce-methods reproduce-rest reproduce-quick clean
+.PHONY: setup demo test test-oldest test-matrix test-gpu test-elsewhere lint bench options \
+	families reproduce reproduce-methods reproduce-rest reproduce-quick clean
 
 setup: $(READY)
 
@@ -45,6 +45,10 @@ test-matrix: test test-oldest
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest --device cuda
+
+# The tests that take a device, on a pretended one: what lies on the wrong device fails. 20 min.
+test-elsewhere: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --device elsewhere
 
 # The paper's tables and figures on the small LLaVA: docs/reproduction.md. Resumable.
 # Two processes of one thread are faster on such a model than one of two threads: about 2 h.

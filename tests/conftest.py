@@ -2,12 +2,13 @@
 
 ``--device cpu`` or ``--device cuda`` keeps to one device; without it a test that takes `device`
 runs on each there is. Tests that do not take it have nothing to do with devices, so a run on CUDA
-alone leaves them out.
+alone leaves them out. ``--device elsewhere`` pretends that there is one: see `elsewhere`.
 
 Each test begins with the same random numbers; ``--seed`` takes others. A test must pass with any.
 """
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -33,7 +34,9 @@ if not torch.cuda.is_available():
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--device", choices=("cpu", "cuda"), help="run on this device only")
+    parser.addoption(
+        "--device", choices=("cpu", "cuda", "elsewhere"), help="run on this device only"
+    )
     parser.addoption("--seed", type=int, default=0, help="where torch's random numbers begin")
 
 
@@ -42,7 +45,19 @@ def _seeded(request: pytest.FixtureRequest) -> None:
     torch.manual_seed(request.config.getoption("--seed"))
 
 
+@pytest.fixture(autouse=True)
+def _pretended(request: pytest.FixtureRequest) -> Iterator[None]:
+    if request.config.getoption("--device") != "elsewhere":
+        yield
+        return
+    from .elsewhere import Pretend
+
+    with Pretend():
+        yield
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "real_device(why): not on a pretended one")
     if config.getoption("--device") == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError(
             "--device cuda: torch sees no CUDA device here, so there is nothing to test. Run it "
@@ -58,7 +73,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--device") == "cuda":
+    if config.getoption("--device") == "elsewhere":
+        for item in items:
+            real = item.get_closest_marker("real_device")
+            if real:
+                item.add_marker(pytest.mark.skip(reason=f"a pretended device: {real.args[0]}"))
+    if config.getoption("--device") in ("cuda", "elsewhere"):
         on_device = [item for item in items if "device" in getattr(item, "fixturenames", ())]
         left_out = [item for item in items if item not in on_device]
         config.hook.pytest_deselected(items=left_out)

@@ -30,6 +30,7 @@ def answers(model: Any, batch: dict[str, Any]) -> tuple[Any, Any, Any]:
     return logits, words, tp.stats(model).kept
 
 
+@pytest.mark.real_device("its tensors cannot be written to disk")
 @pytest.mark.parametrize("name", METHODS)
 def test_layers_on_disk(tmp_path: Path, device: str, name: str) -> None:
     """Their parameters have no device of their own until they run."""
@@ -67,6 +68,7 @@ def test_layers_on_two_devices(device: str, name: str, first: int) -> None:
     assert (kept == expected[2]).all()
 
 
+@pytest.mark.real_device("its tensors cannot be read from disk")
 def test_a_device_map(tmp_path: Path, device: str) -> None:
     tiny_llava("sdpa", layers=4).save_pretrained(tmp_path / "model")
     whole, spread = (

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tokenprune as tp
-from tokenprune.engine import run
+from tokenprune.engine import observer
 from tokenprune.kernels import attention_received
 
 from .models import IMAGE, make_batch, tiny_llava
@@ -20,9 +20,8 @@ MODES = {
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
 def test_the_kernel_s_own_sums_are_used(
-    device: str, monkeypatch: pytest.MonkeyPatch, mode: str, rows: int, attn: str
+    device: str, monkeypatch: pytest.MonkeyPatch, mode: str, rows: int
 ) -> None:
     seen = []
 
@@ -32,17 +31,16 @@ def test_the_kernel_s_own_sums_are_used(
         return attention_received(*args)
 
     model = tp.wrap(
-        tiny_llava(attn, device=device), tp.ATPConfig(layers=(0, 2), target_tokens=20)
+        tiny_llava("sdpa", device=device), tp.ATPConfig(layers=(0, 2), target_tokens=20)
     ).eval()
     batch = make_batch([(3, IMAGE, 4), (5,), (1, IMAGE, 2)][:rows], device=device)
-    monkeypatch.setattr(run, "attention_received", spy)
+    monkeypatch.setattr(observer, "attention_received", spy)
     with MODES[mode]():
         model(**batch)
     assert len(seen) == 2
     for query, key, mask, scaling, lse in seen:
-        if attn == "eager":
-            assert lse is None
-            continue
+        if lse is None and device != "cpu":
+            continue  # CUDA's kernel for float32 leaves none without a gradient
         shared = query.shape[1] // key.shape[1]
         logits = query @ key.repeat_interleave(shared, 1).transpose(2, 3) * scaling
         length = logits.shape[-1]

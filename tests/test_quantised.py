@@ -26,6 +26,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.real_device("bitsandbytes knows only real ones")
 @pytest.mark.filterwarnings("ignore:MatMul8bitLt")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_quantised_backbone(tmp_path: Path, device: str, kind: str) -> None:

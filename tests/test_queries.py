@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 
-from tokenprune.engine import run
+from tokenprune.engine import observer
 from tokenprune.kernels import attention_received
 from tokenprune.methods.base import Context
 
@@ -135,7 +135,7 @@ def test_what_the_attention_kernel_leaves_is_used(
         return found
 
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr(run, "attention_received", both)
+        patch.setattr(observer, "attention_received", both)
         with scripted(model, case.layers, case.script(), ("visual", "prompt")):
             model(**case.batch(device, dtype))
     here = [layer for layer in case.layers if layer >= 0]

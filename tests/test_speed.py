@@ -130,6 +130,8 @@ def test_predictions_are_the_papers_counts() -> None:
     visual = (4 * 576 + 10 * 143 + 10 * 109 + 8 * 21) / 32
     assert said["kv"] == pytest.approx((visual + 64) / 640)
     assert 2.9 < said["speedup"] < 3.0
+    # Queries and keys of 4096 numbers; a log-sum-exp and two answers for each of 32 heads.
+    assert said["scoring_bytes"] == (640 + 207 + 173) * (2 * 4096 * 2 + 32 * 3 * 4)
     assert exponent([(x, 3 * x**1.5) for x in (2.0, 5.0, 9.0)]) == pytest.approx(1.5)
 
 

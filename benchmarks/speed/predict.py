@@ -20,6 +20,7 @@ def predicted(shape: Shape, bytes_per_value: int) -> dict[str, float]:
     dict
         ``flops``: operations left of the decoder's, and ``speedup``, its inverse. ``kv``: cache
         bytes left. ``scoring``: products that scoring adds, as a share of the pruned prefill's.
+        ``scoring_bytes``: queries, keys and their log-sum-exp read once, and what heads write.
     """
     decoder = DecoderShape(
         width=shape.width,
@@ -38,9 +39,14 @@ def predicted(shape: Shape, bytes_per_value: int) -> dict[str, float]:
     at = pruned[list(shape.modules)].astype(float)
     # Under the causal rule half of the products; heads · width of a head = width of the model.
     scoring = float((at**2 * shape.width).sum())
+    values = at * (shape.heads + decoder.kv_heads) * decoder.head_width
+    groups = 2  # visual tokens and the prompt's text
+    scoring_bytes = values * bytes_per_value + at * shape.heads * (1 + groups) * 4
     return {
         "flops": flops / flops_full,
         "speedup": flops_full / flops,
         "kv": float(decoder.kv_bytes(pruned).sum() / decoder.kv_bytes(full).sum()),
+        "kv_bytes": float(decoder.kv_bytes(pruned).sum()),
         "scoring": scoring / flops,
+        "scoring_bytes": float(scoring_bytes.sum()),
     }

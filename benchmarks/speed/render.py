@@ -41,6 +41,10 @@ def render(results: Path) -> str:
     if all(found["device"] == "cpu" for found in read.values()):
         parts.append("Not measured yet: anything on a GPU.\n")
     parts += [_machine(path, found) for path, found in read.items()]
+    measured = {found["shape"] for found in read.values()}
+    others = [shape for name, shape in SHAPES.items() if name not in measured]
+    if others:
+        parts.append(_counted(others))
     return "\n".join(parts)
 
 
@@ -91,6 +95,31 @@ def _prediction(shape: Shape, found: dict[str, Any]) -> str:
         f"operations are left and {said['kv']:.1%} of the cache, so a prefill can be "
         f"{said['speedup']:.2f} times as fast where products are all; scoring adds "
         f"{said['scoring']:.2%} of operations to that.\n"
+    )
+
+
+def _counted(shapes: Sequence[Shape]) -> str:
+    """What is known of shapes that nothing was measured of."""
+    body = []
+    for shape in shapes:
+        said = predicted(shape, 2)
+        body.append(
+            [
+                shape.name,
+                str(shape.length),
+                f"{said['speedup']:.2f}",
+                f"{_bytes(said['kv_bytes'] / said['kv'])} → {_bytes(said['kv_bytes'])}",
+                f"{said['scoring']:.2%}",
+                _bytes(said["scoring_bytes"]),
+            ]
+        )
+    head = ["", "prompt tokens", "speed-up at most", "cache of a prompt", "scoring", "it moves"]
+    return (
+        "## Counted, not measured\n\n"
+        "Shapes that wait for a machine, in 16 bits, at the same shares of kept tokens: the "
+        "prefill's speed-up where products are all, the operations that scoring adds to what is "
+        "left, and the bytes that all modules together move for it. A GPU moves those in "
+        "microseconds: there the pruner costs what its small launches do.\n\n" + _table(head, body)
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import tokenprune as tp
 from tokenprune.config import MethodConfig
-from tokenprune.engine import run
+from tokenprune.engine import observer
 
 from .kept import Kept, force
 from .oracle import oracle
@@ -55,7 +55,10 @@ def paused(model: Any, shape: Shape, kept: Kept) -> Iterator[None]:
 @contextmanager
 def full_map(model: Any, shape: Shape, kept: Kept) -> Iterator[None]:
     """Scores from the whole (heads, queries, keys) map, as eager attention would give it."""
-    with atp(model, shape, kept), mock.patch.object(run, "attention_received", received_by_map):
+    with (
+        atp(model, shape, kept),
+        mock.patch.object(observer, "attention_received", received_by_map),
+    ):
         yield
 
 

@@ -102,12 +102,14 @@ def _make(backend: str) -> Callable[..., Any]:
         if run is not None and backend.startswith("flash"):
             # At batch 1 it takes position ids with gaps for several packed sequences.
             kwargs.pop("position_ids", None)
-        if run is None or not run.looks_at(module, key):
+        if run is None or not run.observer.looks_at(module, key):
             return base(module, query, key, value, attention_mask, **kwargs)
         with LogSumExp() as left:
             output = base(module, query, key, value, attention_mask, **kwargs)
         scaling, softcap = kwargs.get("scaling"), kwargs.get("softcap")
-        run.observe(module.layer_idx, query, key, attention_mask, scaling, softcap, left.lse)
+        run.observer.observe(
+            module.layer_idx, query, key, attention_mask, scaling, softcap, left.lse
+        )
         return output
 
     attention.__name__ = wrapped_name(backend)

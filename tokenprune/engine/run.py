@@ -6,21 +6,18 @@ import weakref
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
-from ..kernels import attention_received
-from ..methods.base import Context, Method, Received, Selection, Tower, Trace
+from ..methods.base import Context, Method, Selection, Tower, Trace
 from . import keys as cache_keys
 from .attention import backend_of
 from .caches import check_supported, widen_first_layer, without_windows
 from .compact import Survivors, gather_hidden, scatter_hidden, survivors
 from .frames import TowerPass
 from .inputs import LayerInputs
-from .masks import to_4d
-from .queries import query_group
+from .observer import Observer
 from .record import Decision, Record
-from .revival import Departed, KeysMade, all_again, keys_of
+from .revival import Departed, all_again
 from .stage import Stage
 from .tower import read_tower
 
@@ -79,13 +76,8 @@ class Run:
         self.patches = patches
         self.tower: Tower | None = None
         self.inputs = LayerInputs(self)
+        self.observer = Observer(self)
         self.departed: Departed | None = None
-        self._received: dict[int, dict[str, Received]] = {}
-        # The mask that the present layer was given, and of the tokens that may come back to it
-        # their keys, with who would see them.
-        self._given: Tensor | None = None
-        self._back: tuple[Tensor, Tensor] | None = None
-        self._only_keys = False
         self.plain = plain
         self.first = self.stage = first
         self.weight = None if first is None else first.layout.mask.float()
@@ -158,105 +150,9 @@ class Run:
         cache_keys.store(self.cache, self.new_keys)
 
     def enter_layer(self, layer: int, module: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """What a layer is given, and a look at what may come back after it."""
-        self._given, self._back = kwargs.get("attention_mask"), None
-        departed = self.departed
-        asked = self.method.needs and layer in self.method.layers
-        if asked and departed is not None and departed.gone is not None:
-            self._back = self._look_back(layer, module, kwargs, departed.gone, departed.states)
+        """What a layer is given."""
+        self.observer.enter_layer(layer, module, kwargs)
         return self.inputs.adapt(layer, kwargs)
-
-    def _look_back(
-        self,
-        layer: int,
-        module: nn.Module,
-        kwargs: dict[str, Any],
-        gone: Survivors,
-        states: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """The keys here of tokens that are gone, and who would see them."""
-        given = {**kwargs, **self.inputs.positions(kwargs, gone)}
-        self._only_keys = True
-        try:
-            key = keys_of(module.forward, gather_hidden(states, gone.index), given)
-        finally:
-            self._only_keys = False
-        return key, self.inputs.mask_with(self._given, layer, gone)
-
-    # -- inside a layer ------------------------------------------------------------------------
-
-    def looks_at(self, module: nn.Module, key: Tensor) -> bool:
-        """Whether the method asked for this layer's attention."""
-        layer = getattr(module, "layer_idx", None)
-        if self.stage is None or self.closed or layer not in self.method.layers:
-            return False
-        if self._only_keys:
-            raise KeysMade(key)
-        return bool(self.method.needs)
-
-    @torch.no_grad()
-    def observe(
-        self,
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        mask: Tensor | None,
-        scaling: float | None,
-        softcap: float | None,
-        lse: Tensor | None,
-    ) -> None:
-        """Compute what the method asked of a layer's attention, whose log-sum-exp may be known."""
-        assert self.stage is not None
-        assert self.weight is not None
-        names = sorted(self.method.needs)
-        here = self._here(self.weight, self.stage)
-        groups = [query_group(name, here, self.stage.prompt) for name in names]
-        # Layers may be spread over devices; what is ours stays where the inputs are.
-        home = self.weight.device
-        weights = torch.cat(groups, dim=1).detach().to(query.device)
-        own = query.shape[2]  # of the keys, the last are this pass's own tokens
-        if self._back is not None:
-            others, mask = self._back
-            key, lse = torch.cat([key, others], dim=2), None
-            own += others.shape[2]
-        elif self.soft and self.method.revives:
-            mask, lse = self._given, None  # as if nothing were gone
-        mask = to_4d(mask, query.shape[2], key.shape[2])
-        wanted = None
-        if self._back is None:
-            # Text that may go is asked about as well; earlier turns on the cache are not.
-            wanted = self.stage.layout.mask | self.stage.text
-            wanted = nn.functional.pad(wanted, (key.shape[2] - own, 0)).to(key.device)
-        total, seen_by = attention_received(
-            query, key, weights, mask, scaling, softcap, lse, wanted
-        )
-        total, seen_by = total[..., -own:].to(home), seen_by[..., -own:].to(home)
-        if self.departed is not None:
-            total, seen_by = self._at_full_length(total), self._at_full_length(seen_by)
-        answers = (total, seen_by, weights.sum(dim=2).to(home))
-        sizes = [group.shape[1] for group in groups]
-        by_group = zip(*(a.split(sizes, dim=1) for a in answers), strict=True)
-        self._received[layer] = {
-            name: Received(*(a if name == "each" else a.squeeze(1) for a in of_group))
-            for name, of_group in zip(names, by_group, strict=True)
-        }
-
-    def _at_full_length(self, values: Tensor) -> Tensor:
-        """Values of the tokens here and then of those gone, at their places: (batch, n, length)."""
-        assert self.stage is not None
-        assert self.stage.kept is not None
-        assert self.departed is not None
-        gone = self.departed.gone
-        all_of_them = self.stage.kept if gone is None else self.stage.kept.beside(gone)
-        full = scatter_hidden(rearrange(values, "b n t -> b t n"), all_of_them, self.length)
-        return rearrange(full, "b t n -> b n t")
-
-    @staticmethod
-    def _here(weight: Tensor, stage: Stage) -> Tensor:
-        """A weight over the pass's positions, read at a stage's tokens."""
-        if stage.kept is None:
-            return weight
-        return weight.gather(1, stage.kept.index) * stage.layout.mask
 
     # -- after a layer -------------------------------------------------------------------------
 
@@ -265,7 +161,7 @@ class Run:
         stage, states = self.stage, hidden
         if stage is None or self.first is None:
             return hidden
-        if self.method.needs and layer >= 0 and layer not in self._received:
+        if self.method.needs and layer >= 0 and layer not in self.observer.received:
             raise RuntimeError(
                 f"The attention of decoder layer {layer} was not seen: its attention "
                 "implementation was changed after tokenprune.wrap. Call tokenprune.unwrap(model), "
@@ -285,9 +181,7 @@ class Run:
     def _context(self, module: int, layer: int, stage: Stage, hidden: Tensor) -> Context:
         assert self.weight is not None
         every = torch.arange(self.length, device=self.weight.device).expand(hidden.shape[0], -1)
-        weight = (
-            stage.layout.mask.float() if self.method.revives else self._here(self.weight, stage)
-        )
+        weight = stage.layout.mask.float() if self.method.revives else stage.weight_of(self.weight)
         return Context(
             module=module,
             layer=layer,
@@ -295,7 +189,7 @@ class Run:
             weight=weight.detach(),
             prompt=stage.prompt,
             text=stage.text,
-            received=self._received.pop(layer, {}),
+            received=self.observer.received.pop(layer, {}),
             hidden_states=hidden.to(self.weight.device),
             positions=every if stage.kept is None else stage.kept.index,
             memory=self.memory,

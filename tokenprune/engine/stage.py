@@ -39,6 +39,12 @@ class Stage:
     read: Tensor
     text: Tensor
 
+    def weight_of(self, weight: Tensor) -> Tensor:
+        """A weight over the pass's positions, read at this stage's tokens."""
+        if self.kept is None:
+            return weight
+        return weight.gather(1, self.kept.index) * self.layout.mask
+
     def survived_by(self, kept: Survivors) -> Stage:
         """The stage of those of this one's tokens that survive."""
         prompt, read, text = (
