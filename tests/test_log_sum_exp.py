@@ -23,6 +23,8 @@ MODES = {
 def test_the_kernel_s_own_sums_are_used(
     device: str, monkeypatch: pytest.MonkeyPatch, mode: str, rows: int
 ) -> None:
+    if (mode, device) == ("inference", "elsewhere"):
+        pytest.skip("tensors of a pretended device cannot be inference tensors")
     seen = []
 
     def spy(*args: Any) -> Any:

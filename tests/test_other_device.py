@@ -27,7 +27,7 @@ PROMPTS = [(3, IMAGE, 4), (1, IMAGE, 2)]
 
 
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
-@pytest.mark.parametrize("config", EVERY, ids=repr)
+@pytest.mark.parametrize("config", EVERY, ids=lambda config: config.method)
 def test_answers_are_the_cpu_s(device: str, attn: str, config: MethodConfig) -> None:
     if device == "cpu":
         pytest.skip("the same device")
@@ -47,7 +47,7 @@ def test_answers_are_the_cpu_s(device: str, attn: str, config: MethodConfig) -> 
     assert (kept == expected[2]).all()
 
 
-@pytest.mark.parametrize("config", ATPS, ids=repr)
+@pytest.mark.parametrize("config", ATPS, ids=lambda config: config.method)
 def test_gradients_are_the_cpu_s(device: str, config: MethodConfig) -> None:
     if device == "cpu":
         pytest.skip("the same device")
