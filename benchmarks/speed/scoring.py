@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
-from tokenprune.engine import run
 from tokenprune.engine.inputs import LayerInputs
+from tokenprune.engine.observer import Observer
+from tokenprune.engine.run import Run
 from tokenprune.kernels import attention_received
 from tokenprune.methods.atp import ATP
 
@@ -30,9 +31,9 @@ __all__ = ["growth", "memory", "split"]
 
 # Part → where its time is spent. Scores are within heads' total, and so on: see `split`.
 _PARTS = {
-    "scores": (run.Run, "observe"),
+    "scores": (Observer, "observe"),
     "heads": (ATP, "margins"),
-    "selection and gather": (run.Run, "_drop"),
+    "selection and gather": (Run, "_drop"),
     "masks and positions": (LayerInputs, "adapt"),
 }
 
