@@ -46,7 +46,7 @@ test-matrix: test test-oldest
 test-gpu: $(READY)
 	$(BIN)/python -m pytest --device cuda
 
-# The tests that take a device, on a pretended one: what lies on the wrong device fails. 20 min.
+# The tests that take a device, on a pretended one: what lies on the wrong device fails. 11 min.
 test-elsewhere: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --device elsewhere
 

@@ -16,6 +16,7 @@ from .test_kernels import DTYPES, MASKS, make_mask, on, problems, with_lse
 fused: Any = pytest.importorskip(
     "tokenprune.kernels.fused", reason="Triton comes with torch on Linux only"
 )
+pytestmark = pytest.mark.real_device("Triton reads the memory itself")
 # What is multiplied in half precision is summed in float32: one tolerance, float32's.
 TOLERANCE = {"rtol": 2e-5, "atol": 5e-7}
 
