@@ -67,7 +67,7 @@ def build(kernel: Any, capability: int, dtype: str, width: int, mask: str, group
         {(n,): [["tt.divisibility", 16]] for n in aligned},
     )
     return triton.compile(
-        source, target=GPUTarget("cuda", capability, 32), options={"num_stages": 2}
+        source, target=GPUTarget("cuda", capability, 32), options={"num_stages": fused.STAGES}
     )
 
 

@@ -26,5 +26,5 @@ def test_what_a_program_holds_stays_on_the_chip(capability: int) -> None:
     builds = [json.loads(line) for line in ran.stdout.splitlines()]
     assert len(builds) == 12
     for build in builds:
-        assert build["spilled"] <= 16, build
+        assert build["spilled"] <= 16, build  # hundreds where it is slow
         assert build["shared"] <= SHARED, build

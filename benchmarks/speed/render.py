@@ -119,7 +119,8 @@ def _counted(shapes: Sequence[Shape]) -> str:
         "Shapes that wait for a machine, in 16 bits, at the same shares of kept tokens: the "
         "prefill's speed-up where products are all, the operations that scoring adds to what is "
         "left, and the bytes that all modules together move for it. A GPU moves those in "
-        "microseconds: there the pruner costs what its small launches do.\n\n" + _table(head, body)
+        "microseconds: there the pruner should cost what its small launches do.\n\n"
+        + _table(head, body)
     )
 
 

@@ -110,7 +110,8 @@ class Observer:
             mask, lse = self._given, None  # as if nothing were gone
         mask = to_4d(mask, query.shape[2], key.shape[2])
         wanted = None
-        if self._back is None:
+        # Elsewhere than on a CPU no key is left out: the mask would be launches for nothing.
+        if self._back is None and key.device.type == "cpu":
             # Text that may go is asked about as well; earlier turns on the cache are not.
             wanted = stage.layout.mask | stage.text
             wanted = nn.functional.pad(wanted, (key.shape[2] - own, 0)).to(key.device)

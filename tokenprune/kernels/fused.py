@@ -17,7 +17,10 @@ from torch import Tensor
 from .tiles import BOOL_MASK, FLOAT_MASK, NO_MASK, sum_columns, sum_rows
 from .visible import least_visible, seen_by
 
-__all__ = ["WIDEST", "attention_received", "tile_sizes"]
+__all__ = ["STAGES", "WIDEST", "attention_received", "tile_sizes"]
+
+STAGES = 2
+"""Tiles that are on the chip at once: one is computed on while the next comes."""
 
 WIDEST = 512
 """Bytes of the widest head that a program can hold: 256 numbers in half precision."""
@@ -70,7 +73,7 @@ def attention_received(
         "hidden": hidden,
         "MASK": kind.value,
         "CAPPED": softcap is not None,
-        "num_stages": 2,
+        "num_stages": STAGES,
     }
     by_rows, by_columns = tile_sizes(width, query.element_size(), groups)
     with torch.cuda.device_of(query):

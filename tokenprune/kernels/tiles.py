@@ -4,8 +4,8 @@ Both keep a block of 64 and walk over the other side in short steps: what a prog
 in a thread's 255 registers, or it is written to memory and read back at every step. 64 is what a
 Hopper tensor core takes at once. `tests/test_built_kernels.py` builds them and counts.
 
-Products of float32 numbers are made of three of TF32, which is as exact as float32's own to a bit
-or two and needs no registers for a product without tensor cores.
+Products of float32 numbers are made of three of TF32, which loses two or three of float32's bits:
+without tensor cores they would take more registers than there are.
 """
 # mypy: ignore-errors
 # ruff: noqa: N803
