@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from ..config import MethodConfig
 from ..methods.base import Method
 from . import frames, recompute
+from .arguments import cache_of
 from .attention import backend_of, has_windows, register, wrapped_name
 from .frames import Frame
 from .latest import Latest
@@ -294,7 +295,7 @@ class Engine(nn.Module):
         given = (args, kwargs)
         if layer == 0:
             hidden = args[0] if args else kwargs["hidden_states"]
-            run.enter_first_layer(hidden, kwargs.get("past_key_values"))
+            run.enter_first_layer(hidden, cache_of(args, kwargs))
             if run.soft:
                 recompute.check(module)
                 recompute.remember(run.replay, kwargs)

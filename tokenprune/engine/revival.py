@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .arguments import without_cache
 from .compact import Survivors, scatter_hidden
 from .stage import Stage
 
@@ -46,9 +47,9 @@ def keys_of(forward: Callable[..., Any], hidden: Tensor, kwargs: dict[str, Any])
     The layer runs up to its attention, which must raise `KeysMade`: whatever the family does before
     it (norms, projections, rotary embeddings) is done as the family does it.
     """
-    without = {n: None for n in kwargs if n.startswith(("past_key_value", "attention_mask"))}
+    given = {**without_cache(kwargs), "attention_mask": None, "hidden_states": hidden}
     try:
-        forward(**{**kwargs, **without, "hidden_states": hidden})
+        forward(**given)
     except KeysMade as made:
         return made.key
     raise RuntimeError("The layer ran without its attention being seen: wrap the model again.")
