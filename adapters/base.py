@@ -27,6 +27,9 @@ __all__ = [
     "where_is",
 ]
 
+KINDS = ("image", "video")
+_PIXELS = {"image": ("pixel_values", "pixel_values_images"), "video": ("pixel_values_videos",)}
+
 
 class Adapter:
     """Answers five questions about a model family, and nothing else.
@@ -43,11 +46,14 @@ class Adapter:
     sizes : tuple of str
         Arguments of ``generate`` that say how large images are: newer releases take them away
         before the core is called.
+    pixels : tuple of str
+        Arguments of the core that hold images or videos; every family has one of them.
     """
 
     model_type: str
     causal: bool = False
     sizes: tuple[str, ...] = ()
+    pixels: tuple[str, ...] = tuple(name for names in _PIXELS.values() for name in names)
 
     def check(self, model: Any) -> None:
         """Raise ValueError, with the reason, if this model cannot be pruned."""
@@ -141,10 +147,6 @@ class Adapter:
         """Layers, from 0, after which to decide: the paper's 4th, 14th and 24th of 32."""
         places = [max(1, num_layers * n // 32) for n in (4, 14, 24)]
         return tuple(sorted({n - 1 for n in places if n < num_layers}))
-
-
-KINDS = ("image", "video")
-_PIXELS = {"image": ("pixel_values", "pixel_values_images"), "video": ("pixel_values_videos",)}
 
 
 def brings(inputs: Mapping[str, Any], kind: str) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
 import tokenprune as tp
-from tokenprune.engine.keys import load
+from tokenprune.engine.caches import load
 
 from .cases import LAYERS, Case, cases, model_of, positions, prompts
 from .models import IMAGE, Batch, make_batch, row_alone
@@ -28,6 +28,11 @@ class Turn:
         self.reference = Reference(model)
         self.embeds: list[Tensor] = []
         self.alive: list[Tensor] = []
+
+    def __deepcopy__(self, _: Any) -> "Turn":
+        twin = copy.copy(self)
+        twin.embeds, twin.alive = list(self.embeds), list(self.alive)
+        return twin
 
     def add(self, row: Batch, layers: tuple[int, ...], script: Tensor) -> Pass:
         """The pass over all tokens, the row's new ones last."""
@@ -246,6 +251,48 @@ def test_words_taken_back(device: str) -> None:
         assert torch.equal(step(model, words[:, :1], grown(mask, 1), cache).logits, wanted)
 
 
+# How a cache's rows are changed, and which row each new one was.
+ROWS = {
+    "reordered": (lambda cache, rows: cache.reorder_cache(rows), None),
+    "selected": (lambda cache, rows: cache.batch_select_indices(rows), None),
+    "repeated": (lambda cache, rows: cache.batch_repeat_interleave(2), 2),
+}
+
+
+@pytest.mark.parametrize("how", ROWS)
+@given(case=cases(image=True), data=st.data())
+def test_rows_are_followed(device: str, how: str, case: Case, data: st.DataObject) -> None:
+    """What is known of each layer's keys moves with the rows, twice in a row and with repeats."""
+    model = model_of(device=device)
+    batch, script = case.batch(device), case.script()
+    mask = batch["attention_mask"]
+    change, repeats = ROWS[how]
+    turns = [Turn(model) for _ in range(case.rows)]
+    for n, turn in enumerate(turns):
+        turn.add(row_alone(batch, n), case.layers, script[:, n])
+    with torch.no_grad(), scripted(model, case.layers, script):
+        cache = prefill(model, batch).past_key_values
+        for _ in range(2):
+            rows = torch.arange(len(turns), device=device)
+            if repeats is not None:
+                rows = rows.repeat_interleave(repeats)
+            else:
+                drawn = st.lists(st.integers(0, len(turns) - 1), min_size=1, max_size=4)
+                rows = torch.tensor(data.draw(drawn), device=device)
+            change(cache, rows)
+            turns = [copy.deepcopy(turns[n]) for n in rows.tolist()]
+            mask = mask[rows]
+        shared = {id(getattr(layer, "held", None)) for layer in cache.layers}
+        assert len(shared) <= len(case.layers) + 2, "layers that share their keys go on doing so"
+        text = make_batch([(2,)] * len(turns), device=device, seed=1)
+        mask = grown(mask, 2)
+        logits = step(model, text["input_ids"], mask, cache).logits
+        for n, turn in enumerate(turns):
+            row = turn.add(row_alone(text, n), case.layers, script[:, 0])
+            assert_close(logits[n], row.logits[-2:], f"row {n}")
+        assert_cache_is(cache, mask, turns)
+
+
 def cropped(cache: Any) -> None:
     for layer in cache.layers:
         layer.keys, layer.values = layer.keys[..., :30, :], layer.values[..., :30, :]
@@ -254,9 +301,16 @@ def cropped(cache: Any) -> None:
 SPOILED = {
     "cropped to a length": cropped,
     "cropped into the prompt": lambda cache: cache.crop(-2),
-    "repeated": lambda cache: cache.batch_repeat_interleave(2),
-    "row selected": lambda cache: cache.batch_select_indices(torch.tensor([1])),
+    "from its tensors": lambda cache: vars(cache).update(vars(rebuilt(cache))),
 }
+
+
+def rebuilt(cache: Any) -> DynamicCache:
+    """A cache of the same keys and values that knows nothing of what was dropped."""
+    plain = DynamicCache()
+    for number, layer in enumerate(cache.layers):
+        plain.update(layer.keys, layer.values, number)
+    return plain
 
 
 @pytest.mark.parametrize("padding", ["left", "right"])
@@ -272,7 +326,7 @@ def test_spoiled_cache_is_noticed(device: str, how: str, padding: str) -> None:
         rows = cache.layers[0].keys.shape[0]
         word = torch.full((rows, 1), 9, device=device)
         mask = torch.ones(rows, cache.get_seq_length() + 1, dtype=torch.long, device=device)
-        with pytest.raises(RuntimeError, match="deep-copy the cache; or run this prompt inside"):
+        with pytest.raises(RuntimeError, match=r"copy.deepcopy; or run this prompt inside"):
             step(model, word, mask, cache)
         # The refusal came before anything was written, and leaves no trace.
         assert cache.get_seq_length() == mask.shape[1] - 1

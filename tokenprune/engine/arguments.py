@@ -1,23 +1,120 @@
-"""Find a decoder layer's arguments by what they are: releases of transformers rename them."""
+"""A decoder layer's arguments, found by what they are: releases of transformers rename them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from transformers import Cache
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
-__all__ = ["cache_of", "without_cache"]
+from ..releases import verified_releases
+
+__all__ = [
+    "bind",
+    "bind_layer",
+    "cache_in",
+    "check_placed",
+    "hidden_of",
+    "is_cache",
+    "is_per_token",
+    "with_hidden",
+    "without_cache",
+]
 
 
-def cache_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Cache | None:
-    """Return the key-value cache among a layer's arguments, or None if there is none.
+def bind(
+    signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """Return a call's arguments by name, those of ``**kwargs`` among them."""
+    try:
+        bound = signature.bind_partial(*args, **kwargs).arguments
+    except TypeError:
+        return kwargs  # the call itself is wrong and raises the same error with a better traceback
+    extra = [p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
+    return {**bound, **(bound.get(extra[0], {}) if extra else {})}
 
-    Releases up to 5.23 pass it as ``past_key_values``, newer ones as ``cache``.
+
+def bind_layer(
+    signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Tensor, dict[str, Any]]:
+    """Split a decoder layer's arguments into its hidden states and the others, by name.
+
+    Hidden states are the first parameter, whatever its name.
     """
-    return next((value for value in (*args, *kwargs.values()) if isinstance(value, Cache)), None)
+    names = list(signature.parameters)
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    hidden = given.pop(names[0])
+    return hidden, given
+
+
+def is_cache(value: Any) -> bool:
+    """Return whether a value is a key-value cache, of transformers or with the same methods."""
+    return hasattr(value, "get_seq_length") and hasattr(value, "update")
+
+
+def cache_in(values: Iterable[Any]) -> Any:
+    """Return the first key-value cache among some values, or None.
+
+    Found by type, not by name: up to transformers 5.23 the argument is ``past_key_values``, from
+    5.24 on it is ``cache``.
+    """
+    return next((value for value in values if is_cache(value)), None)
 
 
 def without_cache(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return a layer's keyword arguments with None in the place of the key-value cache."""
-    return {name: None if isinstance(v, Cache) else v for name, v in kwargs.items()}
+    return {name: None if is_cache(value) else value for name, value in kwargs.items()}
+
+
+def is_per_token(name: str) -> bool:
+    """Return whether a layer's argument of this name has an entry for each token.
+
+    Beside position ids and embeddings (some decoders have two kinds, for two kinds of layers) these
+    are the token types that route visual tokens to experts of their own.
+    """
+    return name.startswith("position_") or name.endswith("_type_ids")
+
+
+# `cache_position` (transformers 4) says where in a static cache to write; a dynamic one ignores it.
+_NOT_READ = ("attention_mask", "cache_position")
+
+
+def check_placed(called: str, kwargs: Mapping[str, Any]) -> None:
+    """Refuse the arguments of a call if a tensor among them is of an unknown kind.
+
+    It could have an entry for each token, and would then have to be gathered with them, or change
+    what the attention is.
+
+    Parameters
+    ----------
+    called : str
+        What is called, for the message.
+    kwargs : mapping
+
+    Raises
+    ------
+    ValueError
+        Names the argument and the verified releases.
+    """
+    for name, value in kwargs.items():
+        if name in _NOT_READ or is_per_token(name) or is_cache(value) or value is None:
+            continue
+        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(value)):
+            raise ValueError(
+                f"{called} is given a tensor as {name!r}, which is not an argument that this "
+                "version of tokenprune knows: tokens cannot be dropped without knowing what it "
+                f"says of them. {verified_releases()}: use one of these releases, or run this call "
+                "inside tokenprune.paused(model)."
+            )
+
+
+def hidden_of(output: Any) -> Tensor:
+    """Return the hidden states in a decoder layer's output, which is a tensor or a tuple."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def with_hidden(output: Any, hidden: Tensor) -> Any:
+    """Return a decoder layer's output with other hidden states."""
+    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden

@@ -13,9 +13,19 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .arguments import check_placed
 from .frames import current_run
+from .signatures import attention_module
 
-__all__ = ["BACKENDS", "backend_of", "eager_of", "has_windows", "register", "wrapped_name"]
+__all__ = [
+    "BACKENDS",
+    "backend_of",
+    "eager_of",
+    "function_of",
+    "has_windows",
+    "register",
+    "wrapped_name",
+]
 
 _PREFIX = "tokenprune_"
 BACKENDS = ("eager", "sdpa", "flash_attention_2")
@@ -87,6 +97,13 @@ _LEAVE_LSE = (
 )
 
 
+def function_of(backend: str, layer: nn.Module) -> Callable[..., Any]:
+    """Return the attention function of a backend, as a decoder layer's attention calls it."""
+    if backend == "eager":
+        return eager_of(attention_module(layer) or layer)
+    return ALL_ATTENTION_FUNCTIONS[backend]
+
+
 def _make(backend: str) -> Callable[..., Any]:
     @torch.compiler.disable
     def attention(
@@ -104,6 +121,8 @@ def _make(backend: str) -> Callable[..., Any]:
             kwargs.pop("position_ids", None)
         if run is None or not run.observer.looks_at(module, key):
             return base(module, query, key, value, attention_mask, **kwargs)
+        # Attention sinks or a position bias would change what a key receives.
+        check_placed("The attention of a decoder layer", kwargs)
         with LogSumExp() as left:
             output = base(module, query, key, value, attention_mask, **kwargs)
         scaling, softcap = kwargs.get("scaling"), kwargs.get("softcap")

@@ -16,14 +16,17 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..config import MethodConfig
+from ..layout import VisualLayout
 from ..methods.base import Method
+from ..releases import verified_releases
 from . import frames, recompute
-from .arguments import cache_of
-from .attention import backend_of, has_windows, register, wrapped_name
+from .arguments import bind, bind_layer, cache_in, check_placed, hidden_of, with_hidden
+from .attention import backend_of, function_of, has_windows, register, wrapped_name
 from .frames import Frame
 from .latest import Latest
 from .record import Record
 from .run import Run
+from .signatures import check_signatures
 from .stage import first_stage
 from .tower import leave_tower, look_at_tower
 
@@ -87,7 +90,10 @@ class Engine(nn.Module):
         layers = self.adapter.decoder_layers(model)
         text_config = self.adapter.text_config(model)
         self.num_layers = len(layers)
-        self.attention = register(text_config._attn_implementation or "eager")
+        backend = backend_of(text_config._attn_implementation or "eager")
+        self.attention = register(backend)
+        function = function_of(backend, layers[0])
+        check_signatures(model, self.adapter, function, bool(self.method.needs))
         self._special_ids = self.adapter.special_ids(model)
         self._causal = self.adapter.causal and not has_windows(text_config)
         if self.attention == wrapped_name("flash_attention_2") and not self._causal:
@@ -98,6 +104,7 @@ class Engine(nn.Module):
         self._signatures = {
             "top": inspect.signature(model.forward),
             "core": inspect.signature(core.forward),
+            "layer": inspect.signature(layers[0].forward),
         }
         if self.method.tower_layer is not None:
             config, modules = self.adapter.tower(model)
@@ -161,19 +168,24 @@ class Engine(nn.Module):
 
     def _generate(self, generate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         # Not kept with the others: it cannot be pickled.
-        arguments = _bind(inspect.signature(generate), args, kwargs)
-        with frames.generating(self, arguments):
+        arguments = bind(inspect.signature(generate), args, kwargs)
+        images = not frames.is_paused(self) and self.adapter.has_images(arguments)
+        if images:
+            _check_not_chunked(generate, arguments)
+        with frames.generating(self, arguments, images):
             return generate(*args, **kwargs)
 
     # -- around the model ----------------------------------------------------------------------
 
     def _arguments(self, which: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict:
-        return _bind(self._signatures[which], args, kwargs)
+        return bind(self._signatures[which], args, kwargs)
 
     @torch.compiler.disable
     def _before_model(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         frames.pop(self)  # an interrupt may have left one
-        frames.push(Frame(self, labels=self._arguments("top", args, kwargs).get("labels")))
+        given = self._arguments("top", args, kwargs)
+        images = self.adapter.has_images(given)
+        frames.push(Frame(self, labels=given.get("labels"), images=images))
 
     @torch.compiler.disable
     def _after_model(self, _: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
@@ -214,9 +226,11 @@ class Engine(nn.Module):
             frames.push(frame)
         mask = inputs.get("attention_mask")
         first = patches = None
-        if not frames.is_paused(self) and self.adapter.has_images(inputs):
+        has_images = self.adapter.has_images(inputs)
+        frames.check_images_arrive(frame, has_images)
+        if not frames.is_paused(self) and has_images:
             once, copies = self._once(inputs)
-            layout = self.adapter.locate(core, once).repeat_rows(copies)
+            layout = self._locate(core, once).repeat_rows(copies)
             prompt_length = frames.prompt_length(self, layout.mask.shape[1])
             special = self._special(core, inputs)
             first = first_stage(layout, mask, frame.labels, prompt_length, special)
@@ -229,7 +243,18 @@ class Engine(nn.Module):
             soft=self.training and torch.is_grad_enabled() and self.method.trainable,
             plain=self._causal and (mask is None or mask.ndim == 2),
             patches=patches,
+            given_cache=cache_in(inputs.values()),
         )
+
+    def _locate(self, core: nn.Module, inputs: dict[str, Any]) -> VisualLayout:
+        try:
+            return self.adapter.locate(core, inputs)
+        except KeyError as error:
+            raise ValueError(
+                f"{type(core).__name__} was called with images and without {error}, which says "
+                "how large they are: give it to the model or to generate, as its processor does. "
+                f"{verified_releases()}."
+            ) from error
 
     def _once(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], int]:
         """The core's inputs with the sizes that ``generate`` was given, if it runs.
@@ -263,6 +288,7 @@ class Engine(nn.Module):
         run.close()
         if frame.alone:
             frames.pop(self)
+        run.check_cache_was_seen(output)
         if output is None:
             frame.run = None
             return None
@@ -292,10 +318,11 @@ class Engine(nn.Module):
             return recompute.mask_again(layer, args, kwargs)
         if layer > 0 and run.leaves_alone:
             return None
-        given = (args, kwargs)
+        hidden, kwargs = bind_layer(self._signatures["layer"], args, kwargs)
         if layer == 0:
-            hidden = args[0] if args else kwargs["hidden_states"]
-            run.enter_first_layer(hidden, cache_of(args, kwargs))
+            if not run.leaves_alone:
+                check_placed("A decoder layer", kwargs)
+            run.enter_first_layer(hidden, cache_in(kwargs.values()))
             if run.soft:
                 recompute.check(module)
                 recompute.remember(run.replay, kwargs)
@@ -304,13 +331,10 @@ class Engine(nn.Module):
             tower = None
             if self.tower_layer:
                 tower = frames.tower_pass(self, hidden.shape[0])
-            first = run.begin(hidden, tower)
-            if first is not hidden:
-                given = _replaced(args, kwargs, first)
-        args, kwargs = given
+            hidden = run.begin(hidden, tower)
         with recompute.kept_tensors():
-            changed = run.enter_layer(layer, module, kwargs)
-        return (args, changed)
+            kwargs = run.enter_layer(layer, module, kwargs)
+        return (hidden,), kwargs
 
     @torch.compiler.disable
     def _after_first_layer(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -325,39 +349,30 @@ class Engine(nn.Module):
         run = self._run()
         if run is None or run.stage is None:
             return None
-        hidden = _hidden(output)
+        hidden = hidden_of(output)
         with recompute.kept_tensors():
             changed = run.decide(index, layer, hidden)
-        return None if changed is hidden else _with_hidden(output, changed)
+        return None if changed is hidden else with_hidden(output, changed)
 
     @torch.compiler.disable
     def _after_last_layer(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         run = self._run()
         if run is None:
             return None
-        hidden = _hidden(output)
+        hidden = hidden_of(output)
         full = run.leave_last_layer(hidden)
-        return None if full is hidden else _with_hidden(output, full)
+        return None if full is hidden else with_hidden(output, full)
 
 
-def _bind(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict:
-    try:
-        bound = signature.bind_partial(*args, **kwargs).arguments
-    except TypeError:
-        return kwargs  # the call is wrong: let it say so itself
-    return {**bound, **bound.get("kwargs", {})}
-
-
-def _replaced(args: tuple[Any, ...], kwargs: dict[str, Any], hidden: Tensor) -> tuple:
-    """The layer's arguments with another input."""
-    if args:
-        return (hidden, *args[1:]), kwargs
-    return args, {**kwargs, "hidden_states": hidden}
-
-
-def _hidden(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
-
-
-def _with_hidden(output: Any, hidden: Tensor) -> Any:
-    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+def _check_not_chunked(generate: Callable[..., Any], arguments: dict[str, Any]) -> None:
+    """Refuse ``prefill_chunk_size``: a chunk's forward cannot know what later text asks of it."""
+    own = getattr(getattr(generate, "__self__", None), "generation_config", None)
+    given = (arguments.get("generation_config"), own)
+    sizes = (getattr(config, "prefill_chunk_size", None) for config in given)
+    size = arguments.get("prefill_chunk_size") or next((n for n in sizes if n), None)
+    if size:
+        raise ValueError(
+            f"prefill_chunk_size={size}: which visual tokens stay is decided by the whole prompt, "
+            "and a chunk of it is run without knowing the rest. Leave prefill_chunk_size out, or "
+            "generate inside tokenprune.paused(model)."
+        )

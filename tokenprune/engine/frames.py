@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ..releases import verified_releases
+
 if TYPE_CHECKING:
     from .engine import Engine
     from .run import Run
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Frame",
     "TowerPass",
+    "check_images_arrive",
     "current_run",
     "generate_arguments",
     "generating",
@@ -59,6 +62,8 @@ class Frame:
         Whose call it is.
     labels : int64, (batch, length), optional
         What the top-level model was given.
+    images : bool
+        Whether it was given images.
     tower : TowerPass, optional
         Of this call.
     run : Run, optional
@@ -69,6 +74,7 @@ class Frame:
 
     engine: Engine
     labels: Tensor | None = None
+    images: bool = False
     run: Run | None = field(default=None)
     alone: bool = False
     tower: TowerPass | None = None
@@ -85,6 +91,8 @@ class Generation:
     arguments : dict
         What it was given. Newer releases encode images before the first forward, which then sees
         neither them nor their sizes.
+    images : bool
+        Whether there were images among them.
     prompt_length : int, optional
         Of the first forward.
     tower : TowerPass, optional
@@ -93,6 +101,7 @@ class Generation:
 
     engine: Engine
     arguments: Mapping[str, Any]
+    images: bool = False
     prompt_length: int | None = None
     tower: TowerPass | None = None
 
@@ -130,10 +139,10 @@ def current_run() -> Run | None:
 
 
 @contextmanager
-def generating(engine: Engine, arguments: Mapping[str, Any]) -> Iterator[None]:
+def generating(engine: Engine, arguments: Mapping[str, Any], images: bool) -> Iterator[None]:
     """Inside, a call of ``generate`` with these arguments runs."""
     outer = _GENERATION.get()
-    _GENERATION.set(Generation(engine, arguments))
+    _GENERATION.set(Generation(engine, arguments, images))
     try:
         yield
     finally:
@@ -158,6 +167,28 @@ def prompt_length(engine: Engine, length: int) -> int | None:
     if generation.prompt_length is None:
         generation.prompt_length = length
     return generation.prompt_length
+
+
+def check_images_arrive(frame: Frame, has_images: bool) -> None:
+    """See that images given to the model or to ``generate`` are among its core's arguments.
+
+    Raises
+    ------
+    RuntimeError
+        If they are not: a release of transformers may hand them over in another way, and nothing
+        would then be pruned.
+    """
+    generation, expected = _GENERATION.get(), frame.images
+    if generation is not None and generation.engine is frame.engine:
+        # Of `generate`, the first forward alone is given images.
+        expected = expected or generation.images
+        generation.images = False
+    if expected and not has_images and not is_paused(frame.engine):
+        raise RuntimeError(
+            "The model was given images, but its core was called without them, or with them under "
+            f"a name that is not known here. {verified_releases()}: use one of these releases, or "
+            "run this call inside tokenprune.paused(model)."
+        )
 
 
 def note_tower(module: Any, query: Tensor, key: Tensor) -> None:

@@ -1,12 +1,9 @@
-"""Which keys of each layer are in the cache. Rides on the cache object itself.
-
-So it lives exactly as long as the cache does, follows a deep copy, and is never stale: a cache
-that has been emptied, cropped or re-batched behind our back is noticed.
-"""
+"""Which keys each layer of a cache has."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,21 +12,10 @@ from torch import Tensor
 
 from .compact import Survivors
 
-__all__ = [
-    "LayerKeys",
-    "check_cache",
-    "columns",
-    "extend",
-    "forget",
-    "load",
-    "store",
-    "widened",
-]
-
-_ATTRIBUTE = "tokenprune_keys"
+__all__ = ["LayerKeys", "columns", "extend", "widened"]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class LayerKeys:
     """The keys that one layer has of the first `origin` positions; it has all later ones.
 
@@ -47,23 +33,26 @@ class LayerKeys:
     valid: Tensor | None
     origin: int
 
+    _rows: tuple[str, Any, LayerKeys] | None = field(default=None, init=False, repr=False)
 
-def load(cache: Any, past: int) -> dict[int, LayerKeys]:
-    """What is known of the cache: decoder layer → its keys; a layer not named has them all."""
-    if cache is None or past == 0:  # a cache that was reset starts anew
-        return {}
-    return dict(getattr(cache, _ATTRIBUTE, {}))
+    def rows(self, operation: str, argument: Any, take: Callable[[Tensor], Tensor]) -> LayerKeys:
+        """Return the keys of other rows of the batch.
 
+        Layers that share their keys go on sharing them: they are asked one after the other with the
+        same argument, and get the same answer.
 
-def store(cache: Any, keys: dict[int, LayerKeys]) -> None:
-    """Note on the cache what each layer holds."""
-    setattr(cache, _ATTRIBUTE, keys)
-
-
-def forget(cache: Any) -> None:
-    """Nothing is known of the cache any more: it was emptied."""
-    if hasattr(cache, _ATTRIBUTE):
-        delattr(cache, _ATTRIBUTE)
+        Parameters
+        ----------
+        operation : str
+        argument : object
+            What the cache was given for it.
+        take : callable
+            Picks the rows from a tensor.
+        """
+        if self._rows is None or self._rows[0] != operation or self._rows[1] is not argument:
+            valid = None if self.valid is None else take(self.valid)
+            self._rows = operation, argument, LayerKeys(take(self.index), valid, self.origin)
+        return self._rows[2]
 
 
 def columns(keys: LayerKeys | None, past: int, like: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -109,25 +98,3 @@ def widened(keys: LayerKeys | None, past: int, kept: Survivors, length: int) -> 
     places = torch.arange(length, device=kept.index.device).expand(len(kept.index), -1)
     nowhere = torch.zeros(places.shape, dtype=torch.bool, device=places.device)
     return extend(keys, past, places, kept.marks(nowhere), length)
-
-
-def check_cache(cache: Any, keys: dict[int, LayerKeys], past: int, batch: int) -> None:
-    """See that the cache is what we left.
-
-    Raises
-    ------
-    RuntimeError
-        If a layer's length or batch is not what its keys say.
-    """
-    for layer, held in keys.items():
-        length = cache.get_seq_length(layer)
-        expected = held.index.shape[1] + max(past - held.origin, 0)
-        # Cropped into what was pruned, nobody knows which of the kept positions are left.
-        if length != expected or past < held.origin or held.index.shape[0] != batch:
-            raise RuntimeError(
-                f"The key-value cache of layer {layer} holds {length} positions for a batch of "
-                f"{batch}, but pruning left {expected} for a batch of {held.index.shape[0]}: the "
-                "cache was cropped, repeated or re-ordered by something that does not know that "
-                "its layers differ in length. Repeat or select rows before the prompt is run, or "
-                "deep-copy the cache; or run this prompt inside tokenprune.paused(model)."
-            )

@@ -47,9 +47,8 @@ def keys_of(forward: Callable[..., Any], hidden: Tensor, kwargs: dict[str, Any])
     The layer runs up to its attention, which must raise `KeysMade`: whatever the family does before
     it (norms, projections, rotary embeddings) is done as the family does it.
     """
-    given = {**without_cache(kwargs), "attention_mask": None, "hidden_states": hidden}
     try:
-        forward(**given)
+        forward(hidden, **{**without_cache(kwargs), "attention_mask": None})
     except KeysMade as made:
         return made.key
     raise RuntimeError("The layer ran without its attention being seen: wrap the model again.")

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ..methods.base import Context, Method, Selection, Tower, Trace
+from ..releases import verified_releases
+from . import caches
 from . import keys as cache_keys
+from .arguments import cache_in
 from .attention import backend_of
-from .caches import check_supported, widen_first_layer, without_windows
 from .compact import Survivors, gather_hidden, scatter_hidden, survivors
 from .frames import TowerPass
 from .inputs import LayerInputs
@@ -43,6 +45,8 @@ class Run:
         only says padding.
     patches : int64, (visual tokens,), optional
         See `Adapter.patches`.
+    given_cache : Cache, optional
+        The cache that the core was called with.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class Run:
         soft: bool,
         plain: bool,
         patches: Tensor | None = None,
+        given_cache: Any = None,
     ) -> None:
         self.method = method
         self.num_layers = num_layers
@@ -63,6 +68,7 @@ class Run:
         self.past = 0
         self.length = 0
         self.dtype = torch.float32
+        self.given_cache = given_cache
         self.cache: Any = None
         self.old_keys: dict[int, cache_keys.LayerKeys] = {}
         self.new_keys: dict[int, cache_keys.LayerKeys] = {}
@@ -90,12 +96,14 @@ class Run:
         self.dtype = hidden.dtype
         self.cache = cache
         self.past = 0 if cache is None else int(cache.get_seq_length())
-        self.old_keys = cache_keys.load(cache, self.past)
+        if cache is None and self.given_cache is not None:
+            self._check_given_cache()
+        self.old_keys = caches.load(cache, self.past)
         self.new_keys = dict(self.old_keys)
-        if self.old_keys:
-            cache_keys.check_cache(cache, self.old_keys, self.past, hidden.shape[0])
+        if self.past:
+            caches.check_lengths(cache, self.old_keys, self.past, hidden.shape[0])
         elif cache is not None:
-            cache_keys.forget(cache)  # emptied since, and used again
+            caches.forget(cache)  # emptied since, and used again
         if self.first is None:
             return
         located = self.first.layout.mask.shape
@@ -112,8 +120,45 @@ class Run:
             )
         if cache is not None and not self.soft:
             if not self.past:
-                without_windows(cache)
-            check_supported(cache, self.num_layers)
+                caches.without_windows(cache)
+            caches.check_supported(cache, self.num_layers)
+
+    def _check_given_cache(self) -> None:
+        """Refuse a pass whose core has a cache that its layers were not given as such."""
+        given = self.given_cache
+        if self.first is None and not caches.load(given, int(given.get_seq_length())):
+            return
+        raise RuntimeError(
+            f"The model was called with a {type(given).__name__}, but its decoder layers were "
+            "called without one, or with one that was not recognised: what it holds of each layer "
+            f"could not be known. {verified_releases()}: use one of these releases, or run the "
+            "prompt inside tokenprune.paused(model)."
+        )
+
+    def check_cache_was_seen(self, output: Any) -> None:
+        """Refuse a pass that dropped tokens while the model filled a cache that was not seen.
+
+        Parameters
+        ----------
+        output : ModelOutput or tuple
+            The core's.
+
+        Raises
+        ------
+        RuntimeError
+            If such a cache is among it.
+        """
+        values = output.values() if isinstance(output, dict) else output
+        filled = cache_in(values) if isinstance(output, dict | tuple) else None
+        if filled is None or filled is self.cache or not self.drops:
+            return
+        if filled.get_seq_length():
+            raise RuntimeError(
+                f"The model filled a {type(filled).__name__} that its decoder layers were not "
+                "given in a way that is known here, so it does not know which tokens were "
+                f"dropped. {verified_releases()}: use one of these releases, call the model with "
+                "use_cache=False, or run the prompt inside tokenprune.paused(model)."
+            )
 
     @property
     def leaves_alone(self) -> bool:
@@ -145,9 +190,9 @@ class Run:
         if self.cache is None or -1 not in self.drops:
             return
         kept = self.drops[-1][2]
-        widen_first_layer(self.cache, kept, self.length)
+        caches.widen_first_layer(self.cache, kept, self.length)
         self.new_keys[0] = cache_keys.widened(self.old_keys.get(0), self.past, kept, self.length)
-        cache_keys.store(self.cache, self.new_keys)
+        caches.store(self.cache, self.new_keys)
 
     def enter_layer(self, layer: int, module: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
         """What a layer is given."""
@@ -269,7 +314,7 @@ class Run:
                     held, self.past, kept.index, kept.valid, self.length
                 )
             self.new_keys[later] = made[id(held)]
-        cache_keys.store(self.cache, self.new_keys)
+        caches.store(self.cache, self.new_keys)
 
     def close(self) -> None:
         """The pass is over. What runs now, runs again for a backward pass."""
