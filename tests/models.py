@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+from tokenprune.engine.arguments import cache_in, cache_parameter
 
 IMAGE = "image"
 SIDE = 6
@@ -146,3 +149,13 @@ def with_labels(batch: Batch, answer: int) -> Batch:
     from_end = text.flip(1).cumsum(dim=1).flip(1)
     labels = batch["input_ids"].masked_fill(~text | (from_end > answer), -100)
     return {**batch, "labels": labels}
+
+
+def cache_of(output: Any) -> Any:
+    """The key-value cache of a model's output, whatever this release calls it."""
+    return cache_in(output.values())
+
+
+def on_cache(model: Any, cache: Any) -> dict[str, Any]:
+    """A key-value cache as an argument of a model, as this release calls it."""
+    return {cache_parameter(model.forward): cache}

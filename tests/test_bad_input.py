@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import tokenprune as tp
 
 from .cases import LAYERS
-from .models import IMAGE, make_batch, tiny_llava, with_labels
+from .models import IMAGE, cache_of, make_batch, on_cache, tiny_llava, with_labels
 from .scripted import scripted
 
 CONFIG = tp.ATPConfig(layers=(0, 2), target_tokens=20)
@@ -184,11 +184,11 @@ def test_training_on_a_cache() -> None:
     tp.wrap(model, CONFIG)
     batch = make_batch([(3, IMAGE, 4)])
     with torch.no_grad():
-        cache = model(**batch).past_key_values
+        cache = cache_of(model(**batch))
     model.train()
     more = {k: v for k, v in batch.items() if k != "attention_mask"}
     with pytest.raises(ValueError, match=r"give the whole sequence in one forward"):
-        model(**more, past_key_values=cache)
+        model(**more, **on_cache(model, cache))
     assert cache.get_seq_length() == 43
 
 

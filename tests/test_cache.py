@@ -15,7 +15,7 @@ import tokenprune as tp
 from tokenprune.engine.caches import load
 
 from .cases import LAYERS, Case, cases, model_of, positions, prompts
-from .models import IMAGE, Batch, make_batch, row_alone
+from .models import IMAGE, Batch, cache_of, make_batch, on_cache, row_alone
 from .reference import Pass, Reference
 from .scripted import alive_table, scripted
 from .tolerance import assert_close
@@ -93,7 +93,7 @@ def step(model: Any, ids: Tensor, mask: Tensor, cache: Any, **more: Any) -> Any:
     """A forward on the cache. `mask` is over all positions, the new ones last."""
     places = positions(mask)[:, -ids.shape[1] :]
     return model(
-        input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache, **more
+        input_ids=ids, attention_mask=mask, position_ids=places, **on_cache(model, cache), **more
     )
 
 
@@ -112,7 +112,7 @@ def test_holds_what_is_alive(device: str, attn: str, case: Case) -> None:
     for n, turn in enumerate(turns):
         turn.add(row_alone(batch, n), case.layers, script[:, n])
     with torch.no_grad(), scripted(model, case.layers, script):
-        cache = prefill(model, batch).past_key_values
+        cache = cache_of(prefill(model, batch))
         assert_cache_is(cache, mask, turns)
         for seed, count in enumerate((1, 1, 4)):
             text = make_batch([(count,)] * case.rows, device=device, seed=seed)
@@ -129,7 +129,7 @@ def test_number_of_keys_at_batch_one(device: str, case: Case) -> None:
     model = model_of(device=device)
     batch, script = case.batch(device), case.script()
     with torch.no_grad(), scripted(model, case.layers, script):
-        cache = prefill(model, batch).past_key_values
+        cache = cache_of(prefill(model, batch))
     alive = alive_table(batch, case.layers, script[:, 0], LAYERS)
     counts = alive.sum(dim=1).tolist()
     counts[0] = alive.shape[1]  # the first layer tells transformers how much was seen
@@ -152,7 +152,7 @@ def test_second_turn_with_a_new_image(
     turns = [Turn(model) for _ in range(case.rows)]
     with torch.no_grad(), scripted(model, case.layers, script) as method:
         mask = batch["attention_mask"]
-        cache = prefill(model, batch).past_key_values
+        cache = cache_of(prefill(model, batch))
         method.follow(script_2)
         pixels = {"pixel_values": more["pixel_values"]}
         for new, extra in ((more, pixels), (words, {})):
@@ -175,7 +175,7 @@ def test_deep_copy_goes_on_by_itself(device: str, case: Case) -> None:
     mask = grown(batch["attention_mask"], 1)
     first, second = (torch.full((case.rows, 1), word, device=device) for word in (9, 11))
     with torch.no_grad(), scripted(model, case.layers, case.script()):
-        cache = prefill(model, batch).past_key_values
+        cache = cache_of(prefill(model, batch))
         wanted = step(model, first, mask, copy.deepcopy(cache)).logits
         twin = copy.deepcopy(cache)
         step(model, second, mask, twin)
@@ -193,11 +193,11 @@ def test_reset_cache_is_fresh(device: str, case: Case, other: Case) -> None:
         with scripted(model, other.layers, other.script()):
             wanted = prefill(model, next_batch).logits
         with scripted(model, case.layers, case.script()):
-            cache = prefill(model, batch).past_key_values
+            cache = cache_of(prefill(model, batch))
         cache.reset()
         assert cache.get_seq_length() == 0
         with scripted(model, other.layers, other.script()):
-            logits = prefill(model, next_batch, past_key_values=cache).logits
+            logits = prefill(model, next_batch, **on_cache(model, cache)).logits
             assert torch.equal(logits, wanted)
         turns = [Turn(model) for _ in range(other.rows)]
         for n, turn in enumerate(turns):
@@ -212,11 +212,11 @@ def test_reset_cache_serves_the_unpruned_model(device: str) -> None:
     word = torch.tensor([[9]], device=device)
     nothing = torch.zeros(1, 1, 1, 6, 6, dtype=torch.bool)
     with torch.no_grad(), scripted(model, (1,), nothing):
-        cache = prefill(model, batch).past_key_values
+        cache = cache_of(prefill(model, batch))
         cache.reset()
         with tp.paused(model):
-            fresh = prefill(model, batch).past_key_values
-            prefill(model, batch, past_key_values=cache)
+            fresh = cache_of(prefill(model, batch))
+            prefill(model, batch, **on_cache(model, cache))
             mask = grown(batch["attention_mask"], 1)
             wanted = step(model, word, mask, fresh).logits
             assert torch.equal(step(model, word, mask, cache).logits, wanted)
@@ -230,7 +230,7 @@ def test_pruned_prompt_then_paused_words(device: str, case: Case) -> None:
     word = torch.full((case.rows, 1), 9, device=device)
     mask = grown(batch["attention_mask"], 1)
     with torch.no_grad(), scripted(model, case.layers, case.script()):
-        cache = prefill(model, batch).past_key_values
+        cache = cache_of(prefill(model, batch))
         wanted = step(model, word, mask, copy.deepcopy(cache)).logits
         with tp.paused(model):
             assert torch.equal(step(model, word, mask, cache).logits, wanted)
@@ -244,7 +244,7 @@ def test_words_taken_back(device: str) -> None:
     script = torch.zeros(1, 1, 1, 6, 6, dtype=torch.bool)
     words = torch.tensor([[9, 10, 11]], device=device)
     with torch.no_grad(), scripted(model, (1,), script):
-        cache = prefill(model, batch).past_key_values
+        cache = cache_of(prefill(model, batch))
         wanted = step(model, words[:, :1], grown(mask, 1), copy.deepcopy(cache)).logits
         step(model, words, grown(mask, 3), cache)
         cache.crop(-3)
@@ -271,7 +271,7 @@ def test_rows_are_followed(device: str, how: str, case: Case, data: st.DataObjec
     for n, turn in enumerate(turns):
         turn.add(row_alone(batch, n), case.layers, script[:, n])
     with torch.no_grad(), scripted(model, case.layers, script):
-        cache = prefill(model, batch).past_key_values
+        cache = cache_of(prefill(model, batch))
         for _ in range(2):
             rows = torch.arange(len(turns), device=device)
             if repeats is not None:
@@ -321,7 +321,7 @@ def test_spoiled_cache_is_noticed(device: str, how: str, padding: str) -> None:
     batch = make_batch([(3, IMAGE, 4), (6, IMAGE, 2)], padding, device)
     script = torch.rand(1, 2, 1, 6, 6, generator=torch.Generator().manual_seed(0)) < 0.5
     with torch.no_grad(), scripted(model, (1,), script):
-        cache = prefill(model, batch).past_key_values
+        cache = cache_of(prefill(model, batch))
         SPOILED[how](cache)
         rows = cache.layers[0].keys.shape[0]
         word = torch.full((rows, 1), 9, device=device)
@@ -350,13 +350,13 @@ def test_refused_cache_is_not_written_to(kind: str) -> None:
     script = torch.zeros(1, 1, 1, 6, 6, dtype=torch.bool)
     with torch.no_grad(), scripted(model, (1,), script):
         with pytest.raises(ValueError, match="cannot hold a different number of keys") as error:
-            model(**batch, past_key_values=cache)
+            model(**batch, **on_cache(model, cache))
         assert type(cache).__name__ in str(error.value)
         assert cache.get_seq_length() == 0
         # The way out that the message names.
         if kind != "offloaded":
             with tp.paused(model):
-                model(**batch, past_key_values=cache)
+                model(**batch, **on_cache(model, cache))
             assert cache.get_seq_length() == 7 + 36
 
 

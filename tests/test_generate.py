@@ -8,7 +8,7 @@ from hypothesis import given
 from torch import Tensor
 
 from .cases import LAYERS, Case, cases, model_of
-from .models import Batch, row_alone, tiny_llava
+from .models import Batch, cache_of, on_cache, row_alone, tiny_llava
 from .reference import Reference
 from .scripted import alive_table, scripted
 
@@ -99,7 +99,7 @@ def test_second_turn(device: str, case: Case) -> None:
         second = model.generate(
             input_ids=ids,
             attention_mask=mask,
-            past_key_values=first.past_key_values,
+            **on_cache(model, cache_of(first)),
             max_new_tokens=STEPS,
             do_sample=False,
         )[:, ids.shape[1] :]

@@ -13,7 +13,7 @@ import tokenprune as tp
 from tokenprune.engine import ATTRIBUTE
 
 from .cases import LAYERS, Case, cases, model_of
-from .models import IMAGE, make_batch, tiny_llava, with_labels
+from .models import IMAGE, cache_of, make_batch, on_cache, tiny_llava, with_labels
 from .scripted import attach, scripted
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -43,7 +43,7 @@ def run(model: nn.Module, batch: dict) -> dict[str, torch.Tensor]:
     with torch.no_grad():
         out = model(**batch, output_hidden_states=True, use_cache=True)
     hidden = {f"hidden {n}": h for n, h in enumerate(out.hidden_states)}
-    layers = enumerate(out.past_key_values.layers)
+    layers = enumerate(cache_of(out).layers)
     keys = {f"keys {n}": layer.keys for n, layer in layers}
     return {"loss": out.loss, "logits": out.logits, **hidden, **keys}
 
@@ -201,10 +201,10 @@ def test_a_cache_filled_while_wrapped_serves_after_unwrap() -> None:
     model = tiny_llava(layers=LAYERS)
     batch = make_batch([(3, IMAGE, 4)])
     attach(model, (1,), torch.ones(1, 1, 1, 6, 6, dtype=torch.bool))
-    cache = model(**batch).past_key_values
+    cache = cache_of(model(**batch))
     tp.unwrap(model)
-    follow = {"input_ids": torch.tensor([[9]]), "past_key_values": cache}
-    fresh = {"input_ids": torch.tensor([[9]]), "past_key_values": model(**batch).past_key_values}
+    follow = {"input_ids": torch.tensor([[9]]), **on_cache(model, cache)}
+    fresh = {"input_ids": torch.tensor([[9]]), **on_cache(model, cache_of(model(**batch)))}
     assert torch.equal(model(**follow).logits, model(**fresh).logits)
 
 

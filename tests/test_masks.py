@@ -8,7 +8,7 @@ from torch import Tensor
 from tokenprune.engine.masks import select_mask, soften, to_4d
 
 from .cases import LAYERS, Case, cases, model_of, positions
-from .models import IMAGE, IMAGE_TOKEN, Batch, make_batch, row_alone
+from .models import IMAGE, IMAGE_TOKEN, Batch, cache_of, make_batch, on_cache, row_alone
 from .reference import Reference
 from .scripted import alive_table, scripted
 from .tolerance import assert_close
@@ -79,8 +79,8 @@ def test_without_a_mask(device: str, attn: str, case: Case) -> None:
         with_mask, without = model(**batch), model(**bare)
         assert torch.equal(with_mask.logits, without.logits)
         grown = torch.ones(1, batch["input_ids"].shape[1] + 1, device=device).long()
-        one = model(input_ids=word, attention_mask=grown, past_key_values=with_mask.past_key_values)
-        two = model(input_ids=word, past_key_values=without.past_key_values)
+        one = model(input_ids=word, attention_mask=grown, **on_cache(model, cache_of(with_mask)))
+        two = model(input_ids=word, **on_cache(model, cache_of(without)))
     assert_close(one.logits, two.logits)
 
 

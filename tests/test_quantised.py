@@ -11,7 +11,7 @@ from transformers import BitsAndBytesConfig, LlavaForConditionalGeneration
 
 import tokenprune as tp
 
-from .models import IMAGE, make_batch, tiny_llava
+from .models import IMAGE, cache_of, make_batch, tiny_llava
 
 pytest.importorskip("bitsandbytes", reason="quantised backbones need bitsandbytes")
 
@@ -54,7 +54,7 @@ def test_a_quantised_backbone(tmp_path: Path, device: str, kind: str) -> None:
         assert pruned.logits.isfinite().all()
         assert pruned.logits.shape == logits.shape
         found = tp.stats(model)
-        lengths = [layer.keys.shape[2] for layer in model(**batch).past_key_values.layers]
+        lengths = [layer.keys.shape[2] for layer in cache_of(model(**batch)).layers]
         assert lengths[-1] < lengths[0]
         words = model.generate(**batch, max_new_tokens=3, min_new_tokens=3, do_sample=False)
         assert words.shape[1] == batch["input_ids"].shape[1] + 3

@@ -13,7 +13,7 @@ from tokenprune.kernels import attention_received
 from tokenprune.methods.base import Context
 
 from .cases import LAYERS, Case, cases, model_of
-from .models import IMAGE, is_text, make_batch, tiny_llava
+from .models import IMAGE, cache_of, is_text, make_batch, on_cache, tiny_llava
 from .scripted import Scripted, attach_method, scripted
 from .tolerance import assert_close
 
@@ -61,8 +61,8 @@ def test_a_second_turn_is_asked_about_its_own_tokens(device: str) -> None:
     visual = ~is_text(batch)[0]
     with torch.no_grad():
         table = model(**batch, output_attentions=True).attentions[1].mean(dim=1)[0]
-        cache = model(input_ids=batch["input_ids"][:, :4], use_cache=True).past_key_values
-    second = {**batch, "input_ids": batch["input_ids"][:, 4:], "past_key_values": cache}
+        cache = cache_of(model(input_ids=batch["input_ids"][:, :4], use_cache=True))
+    second = {**batch, "input_ids": batch["input_ids"][:, 4:], **on_cache(model, cache)}
     received = shown(model, second, 1).received
     expected = table[visual][:, visual].sum(0)
     assert_close(received["visual"].total[0, visual[4:]], expected, "visual")

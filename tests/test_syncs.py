@@ -17,7 +17,7 @@ from tokenprune import adapters
 from tokenprune.kernels import chunked
 
 from .cases import LAYERS, model_of
-from .models import IMAGE, make_batch, tiny_llava
+from .models import IMAGE, cache_of, make_batch, on_cache, tiny_llava
 from .scripted import Script, scripted
 
 OURS = (str(Path(tp.__file__).parent), str(Path(adapters.__file__).parent))
@@ -115,7 +115,7 @@ def test_one_read_per_module(
         mask = torch.ones(rows, batch["input_ids"].shape[1] + 1).long()
         word = torch.full((rows, 1), 9)
         with reads(monkeypatch) as found:
-            model(input_ids=word, attention_mask=mask, past_key_values=out.past_key_values)
+            model(input_ids=word, attention_mask=mask, **on_cache(model, cache_of(out)))
         assert not found
 
 

@@ -20,6 +20,7 @@ from .measure.cost import DecoderShape
 from .measure.stats import PruneStats
 from .measure.track import Tracker
 from .methods import METHODS, ATPConfig, build
+from .releases import warn_if_newer
 
 __all__ = ["losses", "paused", "stats", "supported", "track", "unwrap", "wrap"]
 
@@ -58,6 +59,7 @@ def wrap(model: Model, method: MethodConfig | str | Path | None = None) -> Model
             f"This {type(model).__name__} has an attribute {ATTRIBUTE!r} of its own, which is the "
             "name under which the pruning module is kept: rename it."
         )
+    warn_if_newer()
     adapter = adapter_for(model)
     adapter.check(model)
     register(adapter.text_config(model)._attn_implementation or "eager")

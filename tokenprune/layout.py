@@ -31,6 +31,9 @@ class VisualLayout:
         token or the end of a line: no spatial rule ever picks it.
     height, width : int64
         Rows and columns of that frame's grid.
+    whole : bool, (), optional
+        Whether the tokens are those of whole images. None: it is not known how many an image has.
+        Not handed on by `gather`.
     """
 
     mask: Tensor
@@ -40,6 +43,7 @@ class VisualLayout:
     col: Tensor
     height: Tensor
     width: Tensor
+    whole: Tensor | None = None
 
     def gather(self, index: Tensor, valid: Tensor | None) -> VisualLayout:
         """The layout of the tokens at `index`.
@@ -59,7 +63,7 @@ class VisualLayout:
     @classmethod
     def _places(cls) -> list[str]:
         """The names of the fields that say where, in order."""
-        return [f.name for f in fields(cls) if f.name != "mask"]
+        return [f.name for f in fields(cls) if f.name not in ("mask", "whole")]
 
     def counts(self) -> Tensor:
         """Visual tokens of each row: int64, (batch,)."""
@@ -69,9 +73,9 @@ class VisualLayout:
         """Each row so many times in a row, as beams are."""
         if copies == 1:
             return self
-        return VisualLayout(
-            **{f.name: getattr(self, f.name).repeat_interleave(copies, 0) for f in fields(self)}
-        )
+        names = ("mask", *self._places())
+        repeated = {name: getattr(self, name).repeat_interleave(copies, 0) for name in names}
+        return VisualLayout(**repeated, whole=self.whole)
 
     @classmethod
     def from_grids(cls, mask: Tensor, height: int, width: int, leading: int = 0) -> VisualLayout:
@@ -99,6 +103,7 @@ class VisualLayout:
             col=torch.where(on_grid, place % width, -1),
             height=torch.where(mask, height, -1),
             width=torch.where(mask, width, -1),
+            whole=(mask.sum(dim=1) % per_image == 0).all(),
         )
 
     @classmethod
@@ -156,7 +161,9 @@ class VisualLayout:
         device = parts[0][0].device
         mask = torch.zeros(batch, length, dtype=torch.bool, device=device)
         values = torch.full((batch, length, 6), -1, device=device)
+        whole = torch.ones((), dtype=torch.bool, device=device)
         for number, (here, places) in enumerate(parts):
+            whole = whole & (here.sum() == len(places))
             if not len(places):
                 continue
             order = here.flatten().long().cumsum(0) - 1
@@ -165,7 +172,7 @@ class VisualLayout:
             values = torch.where(here[..., None], taken, values)
             mask = mask | here
         key, frame, row, col, height, width = values.unbind(-1)
-        return cls(mask, _numbered(mask, key), frame, row, col, height, width)
+        return cls(mask, _numbered(mask, key), frame, row, col, height, width, whole)
 
 
 def _numbered(mask: Tensor, key: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaModel
 
+from tokenprune.engine.arguments import cache_parameter
 from tokenprune.measure.cost import DecoderShape
 
 from .setting import Setting
@@ -67,7 +68,7 @@ def costs(visual: list[int], text: int) -> dict[str, Any]:
         with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
             hidden = torch.empty(1, n, 4096, dtype=torch.float16)
             places = model.rotary_emb(hidden, torch.arange(n)[None])
-            layer(hidden, position_embeddings=places, past_key_values=cache)
+            layer(hidden, position_embeddings=places, **{cache_parameter(layer.forward): cache})
         flops += counter.get_total_flops()
     held: Any = cache.layers
     filled = [part for layer in held for part in (layer.keys, layer.values)]

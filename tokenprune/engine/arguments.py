@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -15,6 +15,7 @@ __all__ = [
     "bind",
     "bind_layer",
     "cache_in",
+    "cache_parameter",
     "check_placed",
     "hidden_of",
     "is_cache",
@@ -61,6 +62,21 @@ def cache_in(values: Iterable[Any]) -> Any:
     5.24 on it is ``cache``.
     """
     return next((value for value in values if is_cache(value)), None)
+
+
+def cache_parameter(forward: Callable[..., Any]) -> str:
+    """Return the name under which a forward takes its cache in the installed release.
+
+    Raises
+    ------
+    ValueError
+        If it takes none.
+    """
+    found = inspect.signature(forward).parameters
+    for name in ("cache", "past_key_values"):
+        if name in found:
+            return name
+    raise ValueError(f"no cache among the parameters {', '.join(found)}. {verified_releases()}.")
 
 
 def without_cache(kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -274,9 +274,17 @@ class Run:
         if self.method.revives:
             gone = visual & ~alive
             counts["gone"] = gone.sum(dim=1)
+        if stage.layout.whole is not None:
+            counts["partial"] = (~stage.layout.whole).long().expand(len(visual))
         ends = torch.stack(torch.aminmax(torch.stack(list(counts.values())), dim=1), dim=1)
         found = dict(zip(counts, ends.tolist(), strict=True))
         fewest, most = found["alive"]
+        if any(found.get("partial", ())):
+            raise ValueError(
+                "The visual tokens of this call are not those of whole images: was the prompt cut "
+                "into chunks? Which of them stay is decided by the whole prompt: run it in one "
+                "call, or inside tokenprune.paused(model)."
+            )
         if any(found.get("bad", ())):
             raise FloatingPointError(
                 f"The scores after decoder layer {layer} are NaN: the model's hidden states are "
