@@ -246,7 +246,9 @@ def test_thresholds_differ_between_rows_and_modules_and_not_with_a_row_s_neighbo
     }
     alone = replace(
         context,
-        layout=VisualLayout(**{k: v[1:2] for k, v in vars(context.layout).items() if k != "whole"}),
+        layout=VisualLayout(
+            **{k: v[1:2] for k, v in vars(context.layout).items() if k != "complete"}
+        ),
         weight=context.weight[1:2],
         prompt=context.prompt[1:2],
         received=received,

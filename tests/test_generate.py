@@ -1,14 +1,18 @@
 """Invariant 5, as `generate` drives it: its words are those of the reference and of each other."""
 
+import inspect
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from torch import Tensor
+from transformers import GenerationConfig
+
+import tokenprune as tp
 
 from .cases import LAYERS, Case, cases, model_of
-from .models import Batch, cache_of, on_cache, row_alone, tiny_llava
+from .models import IMAGE, Batch, cache_of, make_batch, on_cache, row_alone, tiny_llava
 from .reference import Reference
 from .scripted import alive_table, scripted
 
@@ -123,3 +127,47 @@ def test_kept_sets_differ_between_rows_and_change_the_answer(device: str) -> Non
         pruned = answers(model, batch, do_sample=False)
     assert not torch.equal(plain[0], pruned[0])
     assert not torch.equal(plain[1], pruned[1])
+
+
+CHUNKED: dict[str, Any] = {
+    "asked of generate": lambda model, size: {"prefill_chunk_size": size},
+    "in a configuration": lambda model, size: {
+        "generation_config": GenerationConfig(
+            **{**model.generation_config.to_diff_dict(), "prefill_chunk_size": size}
+        )
+    },
+    "of the model": lambda model, size: (
+        setattr(model.generation_config, "prefill_chunk_size", size) or {}
+    ),
+}
+
+
+@pytest.mark.parametrize("how", CHUNKED)
+@pytest.mark.parametrize("size", [16, 1000])
+def test_chunked_prefill_is_refused(how: str, size: int) -> None:
+    """A chunk's forward cannot know what the rest of the prompt asks."""
+    model = tiny_llava(layers=LAYERS)
+    batch, text = make_batch([(3, IMAGE, 4)]), make_batch([(30,)])
+    wanted, wanted_text = (model.generate(**given, max_new_tokens=4) for given in (batch, text))
+    tp.wrap(model, tp.DivPruneConfig(keep=9))
+    asked = CHUNKED[how](model, size)
+    with pytest.raises(ValueError, match=f"prefill_chunk_size={size}: .*Leave .* out, or generate"):
+        model.generate(**batch, max_new_tokens=4, **asked)
+    # Nothing is pruned in these, so chunks do no harm.
+    assert torch.equal(model.generate(**text, max_new_tokens=4, **asked), wanted_text)
+    model.generation_config.prefill_chunk_size = None
+    with tp.paused(model):
+        assert torch.equal(model.generate(**batch, max_new_tokens=4), wanted)
+
+
+def test_a_prompt_cut_inside_an_image_is_refused() -> None:
+    """By hand, as chunked prefill does it: a part of the image's features, and then the rest."""
+    model = tiny_llava(layers=LAYERS)
+    if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
+        pytest.skip("this release's models take no features that were made before")
+    batch = make_batch([(3, IMAGE, 4)])
+    features = model.get_image_features(batch["pixel_values"])
+    features.pooler_output = [torch.cat(list(features.pooler_output))[:10]]
+    tp.wrap(model, tp.DivPruneConfig(keep=9))
+    with torch.no_grad(), pytest.raises(ValueError, match="not those of whole images"):
+        model(input_ids=batch["input_ids"][:, :13], mm_encoder_outputs={"image": features})

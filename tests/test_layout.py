@@ -27,6 +27,9 @@ def batches(draw):
     return torch.from_numpy(mask), height, width, leading, images
 
 
+PER_TOKEN = [field for field in fields(VisualLayout) if field.name != "complete"]
+
+
 @settings(max_examples=100, deadline=None)
 @given(batches())
 def test_each_token_is_the_patch_painted_with_its_number(batch):
@@ -47,7 +50,7 @@ def test_each_token_is_the_patch_painted_with_its_number(batch):
         assert layout.height[b, positions].eq(height).all()
         assert layout.width[b, positions].eq(width).all()
         away = ~mask[b]
-        for field in fields(layout):
+        for field in PER_TOKEN:
             if field.name != "mask":
                 assert getattr(layout, field.name)[b, away].eq(-1).all()
     assert layout.counts().tolist() == [n * (height * width + leading) for n in images]
@@ -64,7 +67,7 @@ def test_gather_picks_the_same_tokens_from_every_field(batch, seed):
     valid = torch.from_numpy(rng.random(index.shape) < 0.7)
     for given_valid in (None, valid):
         taken = layout.gather(index, given_valid)
-        for field in fields(layout):
+        for field in PER_TOKEN:
             whole, part = getattr(layout, field.name), getattr(taken, field.name)
             expected = torch.stack([row[i] for row, i in zip(whole, index, strict=True)])
             if field.name == "mask" and given_valid is not None:
@@ -102,4 +105,15 @@ def test_gather_then_scatter_is_the_identity_on_survivors(alive):
 def test_a_layout_lives_where_its_mask_does(device, leading):
     mask = torch.ones(1, 6 + leading, dtype=torch.bool, device=device)
     layout = VisualLayout.from_grids(mask, 2, 3, leading)
-    assert {getattr(layout, f.name).device.type for f in fields(layout)} == {mask.device.type}
+    assert {getattr(layout, f.name).device.type for f in PER_TOKEN} == {mask.device.type}
+
+
+@pytest.mark.parametrize(("cut", "complete"), [(0, True), (1, False), (6, True), (7, False)])
+def test_part_of_an_image_is_noticed(device, cut, complete):
+    """By a grid that all images have, and by places given for each."""
+    mask = torch.ones(2, 12, dtype=torch.bool, device=device)
+    mask[1, 12 - cut :] = False
+    places = torch.zeros(24, 6, dtype=torch.long)
+    assert bool(VisualLayout.from_grids(mask, 2, 3).complete) == complete
+    assert bool(VisualLayout.from_places([(mask, places)]).complete) == (cut == 0)
+    assert bool(VisualLayout.from_grids(mask, 2, 3).repeat_rows(2).complete) == complete

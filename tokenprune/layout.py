@@ -31,7 +31,7 @@ class VisualLayout:
         token or the end of a line: no spatial rule ever picks it.
     height, width : int64
         Rows and columns of that frame's grid.
-    whole : bool, (), optional
+    complete : bool, (), optional
         Whether the tokens are those of whole images. None: it is not known how many an image has.
         Not handed on by `gather`.
     """
@@ -43,7 +43,7 @@ class VisualLayout:
     col: Tensor
     height: Tensor
     width: Tensor
-    whole: Tensor | None = None
+    complete: Tensor | None = None
 
     def gather(self, index: Tensor, valid: Tensor | None) -> VisualLayout:
         """The layout of the tokens at `index`.
@@ -63,7 +63,7 @@ class VisualLayout:
     @classmethod
     def _places(cls) -> list[str]:
         """The names of the fields that say where, in order."""
-        return [f.name for f in fields(cls) if f.name not in ("mask", "whole")]
+        return [f.name for f in fields(cls) if f.name not in ("mask", "complete")]
 
     def counts(self) -> Tensor:
         """Visual tokens of each row: int64, (batch,)."""
@@ -75,7 +75,7 @@ class VisualLayout:
             return self
         names = ("mask", *self._places())
         repeated = {name: getattr(self, name).repeat_interleave(copies, 0) for name in names}
-        return VisualLayout(**repeated, whole=self.whole)
+        return VisualLayout(**repeated, complete=self.complete)
 
     @classmethod
     def from_grids(cls, mask: Tensor, height: int, width: int, leading: int = 0) -> VisualLayout:
@@ -103,7 +103,7 @@ class VisualLayout:
             col=torch.where(on_grid, place % width, -1),
             height=torch.where(mask, height, -1),
             width=torch.where(mask, width, -1),
-            whole=(mask.sum(dim=1) % per_image == 0).all(),
+            complete=(mask.sum(dim=1) % per_image == 0).all(),
         )
 
     @classmethod
@@ -161,9 +161,9 @@ class VisualLayout:
         device = parts[0][0].device
         mask = torch.zeros(batch, length, dtype=torch.bool, device=device)
         values = torch.full((batch, length, 6), -1, device=device)
-        whole = torch.ones((), dtype=torch.bool, device=device)
+        complete = torch.ones((), dtype=torch.bool, device=device)
         for number, (here, places) in enumerate(parts):
-            whole = whole & (here.sum() == len(places))
+            complete = complete & (here.sum() == len(places))
             if not len(places):
                 continue
             order = here.flatten().long().cumsum(0) - 1
@@ -172,7 +172,7 @@ class VisualLayout:
             values = torch.where(here[..., None], taken, values)
             mask = mask | here
         key, frame, row, col, height, width = values.unbind(-1)
-        return cls(mask, _numbered(mask, key), frame, row, col, height, width, whole)
+        return cls(mask, _numbered(mask, key), frame, row, col, height, width, complete)
 
 
 def _numbered(mask: Tensor, key: Tensor) -> Tensor:

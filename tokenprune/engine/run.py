@@ -274,8 +274,8 @@ class Run:
         if self.method.revives:
             gone = visual & ~alive
             counts["gone"] = gone.sum(dim=1)
-        if stage.layout.whole is not None:
-            counts["partial"] = (~stage.layout.whole).long().expand(len(visual))
+        if stage.layout.complete is not None:
+            counts["partial"] = (~stage.layout.complete).long().expand(len(visual))
         ends = torch.stack(torch.aminmax(torch.stack(list(counts.values())), dim=1), dim=1)
         found = dict(zip(counts, ends.tolist(), strict=True))
         fewest, most = found["alive"]

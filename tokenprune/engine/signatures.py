@@ -20,7 +20,7 @@ __all__ = ["attention_module", "check_signatures"]
 
 
 def check_signatures(
-    model: nn.Module, adapter: Adapter, attention: Callable[..., Any], reads_attention: bool
+    model: Any, adapter: Adapter, attention: Callable[..., Any], reads_attention: bool
 ) -> None:
     """Refuse a model whose calls the engine could not read.
 
@@ -39,7 +39,9 @@ def check_signatures(
         Names what is missing, where, what was found there, and the verified releases.
     """
     core, layers = adapter.core(model), adapter.decoder_layers(model)
-    _require(model, ["labels"], "the model's forward")
+    # A PEFT model hands its arguments on to the model inside.
+    inside = model.get_base_model() if hasattr(model, "get_base_model") else model
+    _require(inside, ["labels"], "the model's forward")
     _require(core, ["input_ids", "inputs_embeds", "attention_mask"], "the core's forward")
     _require_one(core, adapter.pixels, "the core's forward")
     for layer in {type(layer): layer for layer in layers}.values():
