@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 import tokenprune as tp
 from tokenprune import releases
@@ -19,7 +20,7 @@ from tokenprune.engine import attention, signatures
 from tokenprune.engine.arguments import cache_parameter
 
 from .counting import count
-from .models import IMAGE, IMAGE_TOKEN, Batch, make_batch, tiny_llava
+from .models import IMAGE, IMAGE_TOKEN, Batch, make_batch, on_cache, tiny_llava
 from .test_methods import EVERY, ids
 
 WORDS = 3
@@ -218,6 +219,19 @@ def test_a_cache_that_is_not_seen(config: MethodConfig, call: Callable[..., Any]
     count("caches that are not seen, refused")
 
 
+def test_a_cache_that_is_not_seen_is_not_written_to() -> None:
+    model = tiny_llava(layers=5)
+    hide_cache(model)
+    tp.wrap(model)
+    cache = DynamicCache()
+    with (
+        torch.no_grad(),
+        pytest.raises(RuntimeError, match="its decoder layers were called without"),
+    ):
+        model(**make_batch(BATCHES["ragged"]), **on_cache(model, cache))
+    assert cache.get_seq_length() == 0
+
+
 def test_a_tensor_that_is_not_known() -> None:
     """It may have an entry for each token, which would have to go with the token."""
     model = tiny_llava()
@@ -232,8 +246,11 @@ def test_a_tensor_that_is_not_known() -> None:
         )
     batch = make_batch(BATCHES["batch 1"])
     expected = model(**batch).logits
-    tp.wrap(model)
-    with torch.no_grad(), pytest.raises(ValueError, match=r"a tensor as 'levels'.*verified"):
+    tp.wrap(model, tp.DivPruneConfig())  # reads no attention, which is given the tensor too
+    with (
+        torch.no_grad(),
+        pytest.raises(ValueError, match=r"decoder layer is given a tensor as .levels.*verified"),
+    ):
         model(**batch)
     with tp.paused(model):
         assert torch.equal(model(**batch).logits, expected)
