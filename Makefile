@@ -1,21 +1,41 @@
 PYTHON ?= python3
-VENV := .venv
-BIN := $(VENV)/bin
-# One stamp file says that set-up is done; it is older than pyproject.toml when that changes.
-READY := $(VENV)/.ready
+BIN := .venv/bin
+READY := .venv/.ready
 # Two workers, as many as the smallest machine has cores; each keeps to one thread.
 WORKERS ?= 2
 
-.PHONY: setup demo test test-oldest test-matrix test-gpu test-elsewhere lint bench options \
-	families reproduce reproduce-methods reproduce-rest reproduce-quick clean
+.PHONY: setup demo test test-oldest test-newest test-newest-core newest update-lock test-gpu \
+	test-elsewhere lint bench options families reproduce reproduce-methods reproduce-rest \
+	reproduce-quick clean
 
 setup: $(READY)
 
-$(READY): pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --upgrade pip
-	$(BIN)/python -m pip install -e ".[test]"
-	touch $(READY)
+# Three environments. What was tested and the oldest releases are locked, and installed again when
+# the lock or pyproject.toml has changed: any pip can do that. The newest is looked for every time,
+# by a pip that knows dependency groups.
+.venv/.ready: requirements/tested.txt
+.venv/.ready: PACKAGES = -r requirements/tested.txt
+.venv-oldest/.ready: requirements/oldest.txt
+.venv-oldest/.ready: PACKAGES = -r requirements/oldest.txt
+.venv-newest/.ready: newest
+.venv-newest/.ready: PACKAGES = --upgrade --upgrade-strategy eager -e ".[demo]" --group test
+.venv-newest/.ready: FIRST = .venv-newest/bin/python -m pip install --upgrade pip
+
+.venv/.ready .venv-oldest/.ready .venv-newest/.ready: %/.ready: pyproject.toml
+	test -x $*/bin/python || $(PYTHON) -m venv $*
+	$(FIRST)
+	$*/bin/python -m pip install $(PACKAGES)
+	$*/bin/python -m pip install --no-deps --no-build-isolation -e .
+	touch $@
+
+# Both locks anew: the newest releases that requirements/*.in allow, for every platform.
+update-lock:
+	test -x .venv-lock/bin/python || $(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --upgrade uv
+	for lock in tested oldest; do .venv-lock/bin/uv pip compile pyproject.toml --extra demo \
+		--group test --constraints requirements/$$lock.in --universal --python-version 3.10 \
+		--upgrade --no-annotate --custom-compile-command "make update-lock" \
+		--output-file requirements/$$lock.txt || exit; done
 
 demo: $(READY)
 	$(BIN)/python examples/quickstart.py --out out/demo
@@ -28,20 +48,17 @@ lint: $(READY)
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-# The oldest releases the library promises to run on, and the family suite in them.
-OLDEST := .venv-oldest
-OLDEST_READY := $(OLDEST)/.ready
+# The family suite on the oldest releases: Python 3.10 to 3.13.
+test-oldest: .venv-oldest/.ready
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n $(WORKERS) tests/test_families.py
 
-$(OLDEST_READY): pyproject.toml
-	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
-	$(OLDEST)/bin/python -m pip install --upgrade pip
-	$(OLDEST)/bin/python -m pip install -e ".[test]" "torch==2.6.*" "transformers==4.57.*"
-	touch $(OLDEST_READY)
+test-newest: .venv-newest/.ready
+	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -n $(WORKERS)
 
-test-oldest: $(OLDEST_READY)
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n $(WORKERS) tests/test_families.py
-
-test-matrix: test test-oldest
+# What a release of transformers breaks first.
+CORE := families generate cache renamed_arguments
+test-newest-core: .venv-newest/.ready
+	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -n $(WORKERS) $(CORE:%=tests/test_%.py)
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest --device cuda
