@@ -29,25 +29,26 @@ def tiny_llava(
     kv_heads: int = 2,
     device: str = "cpu",
     seed: int = 0,
+    width: int = 32,
 ) -> LlavaForConditionalGeneration:
-    """A LLaVA in evaluation mode whose images are 6×6 = 36 tokens.
+    """A LLaVA in evaluation mode whose images are 6×6 = 36 tokens, its decoder `width` wide.
 
     The weights are large enough that attention is far from uniform and dropping any token changes
     the logits by far more than rounding does.
     """
     vision = CLIPVisionConfig(
-        hidden_size=16,
-        intermediate_size=32,
+        hidden_size=width // 2,
+        intermediate_size=width,
         num_hidden_layers=1,
         num_attention_heads=2,
         image_size=SIDE * _PATCH,
         patch_size=_PATCH,
-        projection_dim=16,
+        projection_dim=width // 2,
     )
     text = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=width,
+        intermediate_size=2 * width,
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=kv_heads,

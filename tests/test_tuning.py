@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 import tokenprune as tp
 from tokenprune.engine import engine_of, frames, recompute
+from tokenprune.engine.arguments import without_cache
 
 from .cases import LAYERS
 from .models import IMAGE, make_batch, tiny_llava, with_labels
@@ -119,9 +120,8 @@ def test_checkpoints_around_the_hooks() -> None:
         plain = type(layer)
 
         def call(self: Any, *args: Any, plain: type = plain, **kwargs: Any) -> Any:
-            kwargs["past_key_values"] = None
             calls.append(self.self_attn.layer_idx)
-            again = partial(plain.__call__, self, **kwargs)
+            again = partial(plain.__call__, self, **without_cache(kwargs))
             return checkpoint(again, *args, use_reentrant=False)
 
         layer.__class__ = type("Checkpointed", (plain,), {"__call__": call})
