@@ -48,7 +48,7 @@ lint: $(READY)
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-# The family suite on the oldest releases: Python 3.10 to 3.13.
+# The family suite on the oldest releases.
 test-oldest: .venv-oldest/.ready
 	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n $(WORKERS) tests/test_families.py
 
