@@ -1,0 +1,61 @@
+"""On what is measured: releases, card, driver, commit."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import platform
+import subprocess
+from typing import Any
+
+import torch
+
+from .checkout import ROOT
+from .device import card
+from .results import Job
+
+__all__ = ["measure"]
+
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "triton",
+    "numpy",
+    "einops",
+    "safetensors",
+    "pillow",
+    "rich",
+    "pytest",
+    "pytest-xdist",
+    "hypothesis",
+)
+
+
+def measure(job: Job) -> dict[str, Any]:
+    """All of it. Imports nothing of the library: something that it needs may be missing."""
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "cuda": torch.version.cuda,
+        "card": card(job.device),
+        "packages": {name: _version(name) for name in _PACKAGES},
+    }
+
+
+def _version(name: str) -> str | None:
+    """Of an installed package. None: it is not."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Of this checkout, with "-dirty" where files differ from it. None: git does not say."""
+    ask = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"]
+    try:
+        told = subprocess.run(ask, cwd=ROOT, capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return told.stdout.strip() or None
