@@ -194,10 +194,10 @@ class Speed:
         def once(name: str) -> None:
             with variants[name]():
                 out = forward()  # what is built or chosen at the first call is not the work's
-                lengths = [layer.keys.shape[2] for layer in out.past_key_values.layers]
+                lengths = [layer.keys.shape[2] for layer in inference.cache_of(out).layers]
                 # The last row has the most tokens, and so no padding at its end.
                 last[name] = out.logits[-1, -1].float().cpu(), lengths
-                cache = inference.cache_bytes(out.past_key_values)
+                cache = inference.cache_bytes(inference.cache_of(out))
                 del out
                 found[name] = {"kv_bytes": cache, "peak_bytes": peak_bytes(forward, self.device)}
 

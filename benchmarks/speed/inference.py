@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenprune.engine.arguments import cache_in, cache_parameter
+
 from .kept import kept_of
 from .shapes import Shape, inputs
 from .timing import Variant, interleaved, median, ratio, ratios, spread, synchronise
@@ -90,7 +92,7 @@ def throughput(
 
         batch, variant = prepare(1)
         with variant():
-            row_bytes = cache_bytes(forward(model, batch).past_key_values)
+            row_bytes = cache_bytes(cache_of(forward(model, batch)))
         if name == "unpruned":
             found["budget_bytes"] = rows * row_bytes
         batch, variant = prepare(found["budget_bytes"] // row_bytes)
@@ -99,11 +101,11 @@ def throughput(
         with features_once(model, batch), variant(), torch.inference_mode():
             synchronise(device)
             start = time.perf_counter()
-            cache = forward(model, batch).past_key_values
+            cache = cache_of(forward(model, batch))
             synchronise(device)
             middle = time.perf_counter()
             for _ in range(words):
-                model(input_ids=word, past_key_values=cache)
+                model(input_ids=word, **{cache_parameter(model.forward): cache})
             synchronise(device)
             end = time.perf_counter()
         found[name] = {
@@ -112,6 +114,11 @@ def throughput(
             "words_per_s": size * words / (end - middle),
         }
     return found
+
+
+def cache_of(output: Any) -> Any:
+    """The key-value cache that a forward filled."""
+    return cache_in(output.values())
 
 
 def cache_bytes(cache: Any) -> int:
@@ -135,14 +142,18 @@ def decode(
         for _ in range(rounds):
             for name, variant in variants.items():
                 with variant(), torch.inference_mode():
-                    cache = forward(model, batch).past_key_values
+                    cache = cache_of(forward(model, batch))
                     mask = batch["attention_mask"]
                     seconds = []
                     for _ in range(words):
                         mask = torch.cat([mask, mask[:, -1:]], dim=1)
                         synchronise(device)
                         start = time.perf_counter()
-                        model(input_ids=word, attention_mask=mask, past_key_values=cache)
+                        model(
+                            input_ids=word,
+                            attention_mask=mask,
+                            **{cache_parameter(model.forward): cache},
+                        )
                         synchronise(device)
                         seconds.append(time.perf_counter() - start)
                     del cache  # two of them may not fit
