@@ -235,16 +235,17 @@ def test_a_cache_that_is_not_seen_is_not_written_to() -> None:
 def test_a_tensor_that_is_not_known() -> None:
     """It may have an entry for each token, which would have to go with the token."""
     model = tiny_llava()
+    batch = make_batch(BATCHES["batch 1"])
+    extra = {"levels": torch.zeros(batch["input_ids"].shape), "count": torch.tensor(3)}
     for layer in layers_of(model):
         base: Any = type(layer)
 
         def call(self: Any, *args: Any, _base: Any = base, **kwargs: Any) -> Any:
-            return _base.__call__(self, *args, **kwargs, levels=torch.zeros(1))
+            return _base.__call__(self, *args, **kwargs, **extra)
 
         layer.__class__ = type(
             base.__name__, (base,), {"__call__": call, "__module__": base.__module__}
         )
-    batch = make_batch(BATCHES["batch 1"])
     expected = model(**batch).logits
     tp.wrap(model, tp.DivPruneConfig())  # reads no attention, which is given the tensor too
     with (
@@ -254,8 +255,12 @@ def test_a_tensor_that_is_not_known() -> None:
         model(**batch)
     with tp.paused(model):
         assert torch.equal(model(**batch).logits, expected)
-    text = make_batch([(5,)])
-    assert model(**text).logits.isfinite().all()
+    del extra["levels"]
+    assert model(**batch).logits.isfinite().all()
+    # Attention may read a tensor of any shape: sinks, a bias.
+    tp.wrap(tp.unwrap(model), tp.FastVConfig())
+    with torch.no_grad(), pytest.raises(ValueError, match=r"The attention .* a tensor as .count."):
+        model(**batch)
 
 
 def test_a_newer_release_warns_once(monkeypatch: pytest.MonkeyPatch) -> None:

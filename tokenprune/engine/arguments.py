@@ -93,11 +93,13 @@ def is_per_token(name: str) -> bool:
     return name.startswith("position_") or name.endswith("_type_ids")
 
 
-# `cache_position` (transformers 4) says where in a static cache to write; a dynamic one ignores it.
-_NOT_READ = ("attention_mask", "cache_position")
+# The mask is chosen by itself; `cache_position` (transformers 4) says where in a static cache to
+# write, and a dynamic one ignores it; losses and heads read the others, which some models hand on
+# to their layers with all keyword arguments.
+_KNOWN = ("attention_mask", "cache_position", "labels", "logits_to_keep", "num_items_in_batch")
 
 
-def check_placed(called: str, kwargs: Mapping[str, Any]) -> None:
+def check_placed(called: str, kwargs: Mapping[str, Any], tokens: int | None = None) -> None:
     """Refuse the arguments of a call if a tensor among them is of an unknown kind.
 
     It could have an entry for each token, and would then have to be gathered with them, or change
@@ -108,6 +110,8 @@ def check_placed(called: str, kwargs: Mapping[str, Any]) -> None:
     called : str
         What is called, for the message.
     kwargs : mapping
+    tokens : int, optional
+        Only tensors with an axis of this length are looked at. None: all.
 
     Raises
     ------
@@ -115,9 +119,10 @@ def check_placed(called: str, kwargs: Mapping[str, Any]) -> None:
         Names the argument and the verified releases.
     """
     for name, value in kwargs.items():
-        if name in _NOT_READ or is_per_token(name) or is_cache(value) or value is None:
+        if value is None or name in _KNOWN or is_per_token(name) or is_cache(value):
             continue
-        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(value)):
+        tensors = (leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
+        if any(tokens is None or tokens in tensor.shape for tensor in tensors):
             raise ValueError(
                 f"{called} is given a tensor as {name!r}, which is not an argument that this "
                 "version of tokenprune knows: tokens cannot be dropped without knowing what it "

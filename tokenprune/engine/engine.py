@@ -321,7 +321,7 @@ class Engine(nn.Module):
         hidden, kwargs = bind_layer(self._signatures["layer"], args, kwargs)
         if layer == 0:
             if not run.leaves_alone:
-                check_placed("A decoder layer", kwargs)
+                check_placed("A decoder layer", kwargs, hidden.shape[1])
             run.enter_first_layer(hidden, cache_in(kwargs.values()))
             if run.soft:
                 recompute.check(module)
