@@ -3,20 +3,30 @@
 import json
 import os
 import pickle
+import stat
 import time
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 import tokenprune as tp
-from tokenprune import io
+from tokenprune import atomic, io, saved
 from tokenprune.engine import engine_of
 
+from .heads_files import (
+    CONFIG,
+    HEADS,
+    edit,
+    edit_header,
+    edit_tensors,
+    edit_text,
+    read,
+    write,
+    write_older,
+)
 from .models import IMAGE, make_batch, tiny_llava
 
 LAYERS = (1, 3)
-WEIGHTS, CONFIG = "tokenprune_heads.safetensors", "tokenprune_config.json"
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +57,7 @@ def method(model):
 
 
 @pytest.fixture
-def saved(tmp_path):
+def heads(tmp_path):
     """Saved heads with a budget set, and the model they are of."""
     model = wrapped()
     method(model).load_runtime_state(
@@ -70,8 +80,8 @@ def run(model):
 
 
 @pytest.mark.parametrize("how", ["wrap", "load"])
-def test_heads_come_back_bit_for_bit(saved, how):
-    model, folder = saved
+def test_heads_come_back_bit_for_bit(heads, how):
+    model, folder = heads
     expected, stats = run(model)
     if how == "wrap":
         other = tp.wrap(base(), folder)
@@ -100,27 +110,108 @@ def test_a_budget_survives_and_can_be_moved(tmp_path):
     assert torch.equal(run(model)[0], run(other)[0])
 
 
-def test_files_are_safetensors_and_json_and_nothing_of_the_model(saved):
-    model, folder = saved
-    assert sorted(p.name for p in folder.iterdir()) == [CONFIG, WEIGHTS]
-    assert set(load_file(folder / WEIGHTS)) == set(method(model).state_dict())
-    about = json.loads((folder / CONFIG).read_text())
-    assert about["family"] == "llava"
-    assert about["num_layers"] == 6
-    assert about["hidden_size"] == 32
-    assert about["tokenprune_version"] == tp.__version__
-    assert about["config"] == engine_of(model).config.to_dict()
+def test_one_file_has_the_heads_and_nothing_of_the_model(heads):
+    model, folder = heads
+    assert [p.name for p in folder.iterdir()] == [HEADS]
+    about, tensors = read(folder)
+    for name, value in method(model).state_dict().items():
+        assert torch.equal(tensors.pop(name), value), name
+    assert not tensors
+    assert about == {
+        "tokenprune_version": tp.__version__,
+        "base_model": None,
+        "family": "llava",
+        "num_layers": 6,
+        "hidden_size": 32,
+        "config": engine_of(model).config.to_dict(),
+        "runtime": method(model).runtime_state(),
+    }
     assert io.read_config(folder) == engine_of(model).config
 
 
-def test_nothing_is_unpickled(saved, monkeypatch):
+def test_a_file_written_by_hand_loads(heads, tmp_path):
+    """The format is the documented one: `heads_files.write` shares no code with the library."""
+    model, folder = heads
+    about, tensors = read(folder)
+    written = write(tmp_path / "by hand", json.dumps(about, indent=1), tensors)
+    assert torch.equal(run(tp.wrap(base(), written))[0], run(model)[0])
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_the_files_mode_follows_the_umask(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        folder = tp.save_heads(wrapped(), tmp_path / "heads")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((folder / HEADS).stat().st_mode) == 0o666 & ~umask
+
+
+# -- folders of two files, which earlier versions wrote -------------------------------------------
+
+
+@pytest.fixture
+def older(heads, tmp_path):
+    """The same heads in the layout of two files, and the model they are of."""
+    model, folder = heads
+    return model, write_older(tmp_path / "older", *read(folder))
+
+
+@pytest.mark.parametrize("how", ["wrap", "load"])
+def test_an_older_folder_loads(older, how):
+    model, folder = older
+    if how == "wrap":
+        other = tp.wrap(base(), folder)
+    else:
+        tp.load_heads(other := wrapped(seed=5), folder)
+    assert io.read_config(folder) == engine_of(model).config
+    assert method(other).runtime_state() == method(model).runtime_state()
+    assert torch.equal(run(other)[0], run(model)[0])
+
+
+def test_saving_to_an_older_folder_leaves_one_file(older):
+    _, folder = older
+    new = wrapped(seed=7)
+    tp.save_heads(new, folder)
+    assert [p.name for p in folder.iterdir()] == [HEADS]
+    assert torch.equal(run(tp.wrap(base(), folder))[0], run(new)[0])
+
+
+def test_the_older_json_is_not_believed_beside_a_new_file(older):
+    """A saver killed between the two leaves it there; the next save removes it."""
+    _, folder = older
+    text = (folder / CONFIG).read_bytes()
+    new = tp.wrap(base(), config(hidden=4))
+    tp.save_heads(new, folder)
+    (folder / CONFIG).write_bytes(text)
+    assert io.read_config(folder).hidden == 4
+    assert torch.equal(run(tp.wrap(base(), folder))[0], run(new)[0])
+    tp.save_heads(new, folder)
+    assert [p.name for p in folder.iterdir()] == [HEADS]
+
+
+def test_an_older_folder_saved_to_while_it_is_read(older, monkeypatch):
+    """The reader has opened the old heads, and finds their JSON gone: it reads the new file."""
+    _, folder = older
+    new, reading = wrapped(seed=7), saved._older
+
+    def late(*args):
+        tp.save_heads(new, folder)
+        return reading(*args)
+
+    monkeypatch.setattr(saved, "_older", late)
+    tp.load_heads(other := wrapped(seed=5), folder)
+    assert torch.equal(run(other)[0], run(new)[0])
+
+
+def test_nothing_is_unpickled(heads, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("something was unpickled")
 
     for name in ("load", "loads", "Unpickler"):
         monkeypatch.setattr(pickle, name, refuse)
     monkeypatch.setattr(torch, "load", refuse)
-    tp.load_heads(wrapped(seed=3), saved[1])
+    tp.load_heads(wrapped(seed=3), heads[1])
 
 
 def test_half_precision_models_keep_their_heads_exact(tmp_path):
@@ -132,18 +223,18 @@ def test_half_precision_models_keep_their_heads_exact(tmp_path):
         assert torch.equal(method(other).state_dict()[name], value)
 
 
-def test_saving_again_replaces(saved):
-    model, folder = saved
+def test_saving_again_replaces(heads):
+    model, folder = heads
     with torch.no_grad():
         for parameter in engine_of(model).parameters():
             parameter.add_(1)
     tp.save_heads(model, folder)
-    assert sorted(p.name for p in folder.iterdir()) == [CONFIG, WEIGHTS]
+    assert [p.name for p in folder.iterdir()] == [HEADS]
     assert torch.equal(run(tp.wrap(base(), folder))[0], run(model)[0])
 
 
-def test_what_a_newer_release_wrote_loads_with_a_warning(saved):
-    model, folder = saved
+def test_what_a_newer_release_wrote_loads_with_a_warning(heads):
+    model, folder = heads
     edit(folder, lambda about: about["config"].update(zoom=2))
     with pytest.warns(UserWarning, match=r"\['zoom'\].*newer"):
         other = tp.wrap(base(), folder)
@@ -153,138 +244,208 @@ def test_what_a_newer_release_wrote_loads_with_a_warning(saved):
 # -- what goes wrong -----------------------------------------------------------------------------
 
 
-def edit(folder, change):
-    path = folder / CONFIG
-    about = json.loads(path.read_text())
-    change(about)
-    path.write_text(json.dumps(about))
-
-
-def edit_weights(folder, change):
-    tensors = load_file(folder / WEIGHTS)
-    change(tensors)
-    save_file(tensors, folder / WEIGHTS)
-
-
 def cut(folder, name, share):
     path = folder / name
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
 
 
 FIRST = "thresholds.0.project.weight"
+
+
+def refuses(change, message, how=edit):
+    return lambda folder: how(folder, change), ValueError, message
+
+
+def with_first(value):
+    return lambda tensors: tensors.update({FIRST: value})
+
+
+def runtime(**values):
+    return refuses(lambda about: about["runtime"].update(values), "runtime=.*expected")
+
+
+def last(tensors):
+    return tensors[FIRST].view(-1)[3]
+
+
+DTYPES = ("int32", "int64", "uint8", "bool", "complex64", "float8_e4m3fn", "float8_e5m2")
+BUDGET = {"tokens": 18.0, "shifts": [0.25, -0.5], "max_kept": 30}
 DAMAGES = {
-    "weights cut": (lambda f: cut(f, WEIGHTS, 0.7), ValueError, "damaged"),
-    "weights empty": (lambda f: cut(f, WEIGHTS, 0), ValueError, "damaged"),
-    "weights are text": (lambda f: (f / WEIGHTS).write_text("x" * 99), ValueError, "damaged"),
-    "json cut": (lambda f: cut(f, CONFIG, 0.7), ValueError, "damaged"),
-    "json empty": (lambda f: cut(f, CONFIG, 0), ValueError, "damaged"),
-    "json binary": (lambda f: (f / CONFIG).write_bytes(b"\xff\xfe\x80"), ValueError, "damaged"),
-    "json is a list": (lambda f: (f / CONFIG).write_text("[1]"), ValueError, "no configuration"),
-    "json without config": (
-        lambda f: edit(f, lambda a: a.pop("config")),
+    "cut": (lambda f: cut(f, HEADS, 0.9), ValueError, "damaged: it has .* bytes"),
+    "cut in the header": (lambda f: cut(f, HEADS, 0.1), ValueError, "damaged: .*ends after"),
+    "empty": (lambda f: cut(f, HEADS, 0), ValueError, "damaged: it ends after 0 bytes"),
+    "text": (lambda f: (f / HEADS).write_text("x" * 99), ValueError, "the limit is"),
+    "longer": (
+        lambda f: (f / HEADS).write_bytes((f / HEADS).read_bytes() + b"x"),
         ValueError,
-        "no configuration",
+        "damaged: it has .* bytes",
     ),
-    "no weights": (lambda f: (f / WEIGHTS).unlink(), FileNotFoundError, "save_heads"),
-    "no json": (lambda f: (f / CONFIG).unlink(), FileNotFoundError, "save_heads"),
-    "family": (
-        lambda f: edit(f, lambda a: a.update(family="qwen2_vl")),
-        ValueError,
-        "family: saved 'qwen2_vl', this model 'llava'",
+    "no file": (lambda f: (f / HEADS).unlink(), FileNotFoundError, "save_heads"),
+    "no metadata": (
+        lambda f: edit_header(f, lambda h: h.pop("__metadata__")),
+        FileNotFoundError,
+        "no configuration in its metadata",
     ),
-    "depth": (
-        lambda f: edit(f, lambda a: a.update(num_layers=32)),
-        ValueError,
-        "num_layers: saved 32, this model 6",
+    "metadata is a list": refuses(
+        lambda h: h.update(__metadata__=[]), "damaged: its metadata", edit_header
     ),
-    "width": (
-        lambda f: edit(f, lambda a: a.update(hidden_size=4096)),
-        ValueError,
-        "hidden_size: saved 4096, this model 32",
+    "metadata of numbers": refuses(
+        lambda h: h["__metadata__"].update(tokenprune=3), "damaged: its metadata", edit_header
     ),
-    "method": (
-        lambda f: edit(f, lambda a: a["config"].update(method="dream")),
-        ValueError,
-        "method='dream'",
+    "no shape": refuses(lambda h: h[FIRST].pop("shape"), f"damaged.*{FIRST}", edit_header),
+    "negative shape": refuses(
+        lambda h: h[FIRST].update(shape=[-8, -72]), f"damaged.*{FIRST}", edit_header
     ),
-    "bad value": (
-        lambda f: edit(f, lambda a: a["config"].update(temperature=-1)),
-        ValueError,
-        "temperature=-1",
+    "overlapping tensors": refuses(
+        lambda h: h[FIRST].update(data_offsets=[0, 8 * 72 * 4]), "damaged", edit_header
     ),
-    "nan": (
-        lambda f: edit_weights(f, lambda t: t[FIRST].view(-1)[3].fill_(float("nan"))),
-        ValueError,
-        rf"{FIRST}: not finite",
+    "no digest": refuses(
+        lambda h: h["__metadata__"].pop("tokenprune_sha256"), "SHA-256 differs", edit_header
     ),
-    "infinite": (
-        lambda f: edit_weights(f, lambda t: t[FIRST].view(-1)[3].fill_(float("inf"))),
-        ValueError,
-        rf"{FIRST}: not finite",
-    ),
-    "other shape": (
-        lambda f: edit_weights(f, lambda t: t.update({FIRST: torch.zeros(8, 2)})),
-        ValueError,
-        rf"{FIRST}: saved \[8, 2\], expected \[8, 72\]",
-    ),
-    "missing tensor": (
-        lambda f: edit_weights(f, lambda t: t.pop(FIRST)),
-        ValueError,
-        rf"{FIRST}: saved None",
-    ),
-    "unknown tensor": (
-        lambda f: edit_weights(f, lambda t: t.update(extra=torch.zeros(1))),
-        ValueError,
-        "extra: not known",
-    ),
-    "weights of another save": (
-        lambda f: edit_weights(f, lambda t: t[FIRST].view(-1)[3].add_(1.0)),
+    "other digest": (
+        lambda f: write(f, json.dumps(read(f)[0]), read(f)[1], digest="0" * 64),
         ValueError,
         "SHA-256 differs",
     ),
-    "runtime shifts": (
-        lambda f: edit(f, lambda a: a["runtime"].update(shifts=["x", 0])),
-        ValueError,
-        "runtime",
+    "json changed by hand": refuses(
+        lambda h: h["__metadata__"].update(
+            tokenprune=h["__metadata__"]["tokenprune"].replace("0.25,", "0.75,", 1)
+        ),
+        "SHA-256 differs",
+        edit_header,
     ),
-    "runtime nan": (
-        lambda f: edit(f, lambda a: a["runtime"].update(shifts=[float("nan"), 0.0])),
-        ValueError,
-        "runtime",
+    "json without config": refuses(lambda a: a.pop("config"), "config=None: expected"),
+    "config is a list": refuses(lambda a: a.update(config=[1]), r"config=\[1\]: expected"),
+    "family": refuses(
+        lambda a: a.update(family="qwen2_vl"), "family: saved 'qwen2_vl', this model 'llava'"
     ),
-    "runtime length": (
-        lambda f: edit(f, lambda a: a["runtime"].update(shifts=[1.0])),
-        ValueError,
-        "runtime",
+    "depth": refuses(lambda a: a.update(num_layers=32), "num_layers: saved 32, this model 6"),
+    "width": refuses(lambda a: a.update(hidden_size=9), "hidden_size: saved 9, this model 32"),
+    "method": refuses(lambda a: a["config"].update(method="dream"), "method='dream'"),
+    "bad value": refuses(lambda a: a["config"].update(temperature=-1), "temperature=-1"),
+    "nan": refuses(lambda t: last(t).fill_(float("nan")), f"{FIRST}: not finite", edit_tensors),
+    "infinite": refuses(lambda t: last(t).fill_(-torch.inf), "not finite", edit_tensors),
+    "overflow": refuses(
+        with_first(torch.full((8, 72), 1e308, dtype=torch.float64)),
+        f"{FIRST}: not finite in torch.float32",
+        edit_tensors,
     ),
-    "runtime cap": (
-        lambda f: edit(f, lambda a: a["runtime"].update(max_kept="many")),
-        ValueError,
-        "runtime",
+    **{
+        dtype: refuses(
+            with_first(torch.zeros(8, 72).to(getattr(torch, dtype))),
+            rf"{FIRST}: dtype '.+', expected one of \['BF16', 'F16', 'F32', 'F64'\]",
+            edit_tensors,
+        )
+        for dtype in DTYPES
+    },
+    "other shape": refuses(
+        with_first(torch.zeros(8, 2)),
+        rf"{FIRST}: saved \[8, 2\], expected \[8, 72\]",
+        edit_tensors,
     ),
-    "runtime budgets": (
-        lambda f: edit(f, lambda a: a["runtime"].update(budgets=[{"tokens": 3}])),
-        ValueError,
-        "runtime",
+    "missing tensor": refuses(lambda t: t.pop(FIRST), f"{FIRST}: saved None", edit_tensors),
+    "unknown tensor": refuses(
+        lambda t: t.update(extra=torch.zeros(1)), "'extra': not known", edit_tensors
     ),
-    "runtime is a list": (
-        lambda f: edit(f, lambda a: a.update(runtime=[1])),
+    "runtime is a list": refuses(lambda a: a.update(runtime=[1]), r"runtime=\[1\]: expected"),
+    "runtime words": runtime(shifts=["x", 0]),
+    "runtime numbers as words": runtime(shifts=["0.5", "1"]),
+    "runtime length": runtime(shifts=[1.0]),
+    "runtime far away": runtime(shifts=[1e30, 0.0]),
+    "runtime cap": runtime(max_kept="many"),
+    "runtime cap true": runtime(max_kept=True),
+    "runtime cap huge": runtime(max_kept=10**18),
+    "runtime budgets": runtime(budgets=[{"tokens": 3}]),
+    "runtime budgets of a number": runtime(budgets=3),
+    "runtime budget of a list": runtime(budgets=[[3]]),
+    "runtime budgets that fall": runtime(budgets=[BUDGET, {**BUDGET, "tokens": 9.0}]),
+    "repeated key": (
+        lambda f: edit_text(f, '"family":', '"family": "llava", "family":'),
         ValueError,
-        "runtime",
+        "key twice",
+    ),
+    "nan in the json": (
+        lambda f: edit_text(f, '"max_kept": 30, "budgets"', '"max_kept": NaN, "budgets"'),
+        ValueError,
+        "NaN",
+    ),
+    "overflow in the json": (
+        lambda f: edit_text(f, '"temperature": 20.0', '"temperature": 1e999'),
+        ValueError,
+        "overflows",
     ),
 }
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_float_dtypes_load_as_float32(heads, dtype):
+    _, folder = heads
+    edit_tensors(folder, lambda t: t.update({k: v.to(dtype) for k, v in t.items()}))
+    other = tp.wrap(base(), folder)
+    for name, value in read(folder)[1].items():
+        loaded = method(other).state_dict()[name]
+        assert loaded.dtype == torch.float32
+        assert torch.equal(loaded, value.float())
+
+
+def test_heads_beyond_a_half_precision_models_range_are_refused(tmp_path):
+    """The heads were cast with the model after wrapping: what is finite in float32 is not there."""
+    model = wrapped()
+    with torch.no_grad():
+        method(model).state_dict()[FIRST].fill_(1e6)
+    folder = tp.save_heads(model, tmp_path)
+    half = wrapped(seed=3).half()
+    with pytest.raises(ValueError, match=rf"{FIRST}: not finite in torch\.float16"):
+        tp.load_heads(half, folder)
+
+
 @pytest.mark.parametrize("name", DAMAGES)
-def test_loading_damaged_heads_leaves_the_model_as_it_was(saved, name):
+def test_loading_damaged_heads_leaves_the_model_as_it_was(heads, name):
     damage, error, message = DAMAGES[name]
-    damage(saved[1])
+    damage(heads[1])
+    refuses_to_load(heads[1], error, message)
+
+
+OLDER_DAMAGES = {
+    "json cut": (lambda f: cut(f, CONFIG, 0.7), ValueError, f"{CONFIG}.*damaged"),
+    "json empty": (lambda f: cut(f, CONFIG, 0), ValueError, f"{CONFIG}.*damaged"),
+    "json binary": (
+        lambda f: (f / CONFIG).write_bytes(b"\xff\x80"),
+        ValueError,
+        f"{CONFIG}.*utf-8",
+    ),
+    "json is a list": (lambda f: (f / CONFIG).write_text("[1]"), ValueError, "expected an object"),
+    "json without config": (lambda f: (f / CONFIG).write_text("{}"), ValueError, "config=None"),
+    "no json": (lambda f: (f / CONFIG).unlink(), FileNotFoundError, "save_heads"),
+    "no heads": (lambda f: (f / HEADS).unlink(), FileNotFoundError, "save_heads"),
+    "heads cut": (lambda f: cut(f, HEADS, 0.9), ValueError, "damaged"),
+    "a bit of the heads": (
+        lambda f: (f / HEADS).write_bytes((f / HEADS).read_bytes()[:-1] + b"\1"),
+        ValueError,
+        "SHA-256 differs",
+    ),
+    "family": (
+        lambda f: (f / CONFIG).write_text((f / CONFIG).read_text().replace('"llava"', '"qwen"')),
+        ValueError,
+        "family: saved 'qwen', this model 'llava'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OLDER_DAMAGES)
+def test_loading_a_damaged_older_folder_leaves_the_model_as_it_was(older, name):
+    damage, error, message = OLDER_DAMAGES[name]
+    damage(older[1])
+    refuses_to_load(older[1], error, message)
+
+
+def refuses_to_load(folder, error, message):
     model = wrapped(seed=4)
     method(model).shifts = [0.125, 0.5]
     before = {key: value.clone() for key, value in model.state_dict().items()}
     runtime, logits = method(model).runtime_state(), run(model)[0]
     with pytest.raises(error, match=message):
-        tp.load_heads(model, saved[1])
+        tp.load_heads(model, folder)
     assert model.state_dict().keys() == before.keys()
     assert all(torch.equal(v, before[key]) for key, v in model.state_dict().items())
     assert method(model).runtime_state() == runtime
@@ -297,15 +458,15 @@ def hooks_of(model):
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_wrapping_with_damaged_heads_leaves_the_model_unwrapped(saved, name):
+def test_wrapping_with_damaged_heads_leaves_the_model_unwrapped(heads, name):
     damage, error, message = DAMAGES[name]
-    damage(saved[1])
+    damage(heads[1])
     model = base()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     attributes, hooks = set(vars(model)), hooks_of(model)
     settings = model.config.to_dict()
     with pytest.raises(error, match=message):
-        tp.wrap(model, saved[1])
+        tp.wrap(model, heads[1])
     assert set(vars(model)) == attributes
     assert hooks_of(model) == hooks
     assert model.config.to_dict() == settings
@@ -315,8 +476,8 @@ def test_wrapping_with_damaged_heads_leaves_the_model_unwrapped(saved, name):
     tp.unwrap(tp.wrap(model, config()))
 
 
-def test_heads_of_another_depth_or_configuration_name_the_difference(saved):
-    folder = saved[1]
+def test_heads_of_another_depth_or_configuration_name_the_difference(heads):
+    folder = heads[1]
     with pytest.raises(ValueError, match="num_layers: saved 6, this model 5"):
         tp.load_heads(wrapped(layers=5), folder)
     with pytest.raises(ValueError, match="num_layers: saved 6, this model 5"):
@@ -338,43 +499,140 @@ def test_no_heads_there_is_said_at_once(source):
         with pytest.raises(FileNotFoundError, match=r"not a folder here.*Check the path") as error:
             call()
         assert source in str(error.value)
-        assert WEIGHTS in str(error.value)
+        assert HEADS in str(error.value)
     assert time.monotonic() - started < 20
     tp.wrap(model, config())
 
 
-@pytest.mark.parametrize("what", ["save_file", "json.dumps", "first os.replace"])
-def test_an_interrupted_save_leaves_the_old_files_whole(saved, monkeypatch, what):
-    model, folder = saved
+@pytest.mark.parametrize("what", ["the folder", "the write", "the rename"])
+def test_an_interrupted_save_leaves_the_old_file_whole(heads, monkeypatch, what):
+    model, folder = heads
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
 
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    if what == "save_file":
-
-        def half(tensors, path, **kwargs):
-            path.write_bytes(b"half a fi")
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(io, "save_file", half)
-    elif what == "json.dumps":
-        monkeypatch.setattr(json, "dumps", interrupt)
-    else:
-        monkeypatch.setattr(os, "replace", interrupt)
+    owner, name = {
+        "the folder": (io.Path, "mkdir"),
+        "the write": (os, "fsync"),
+        "the rename": (os, "replace"),
+    }[what]
     with torch.no_grad():
         for parameter in engine_of(model).parameters():
             parameter.add_(1)
-    with pytest.raises(KeyboardInterrupt):
-        tp.save_heads(model, folder)
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            tp.save_heads(model, folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     tp.wrap(base(), folder)
 
 
-def test_only_a_wrapped_model_has_heads(tmp_path):
-    with pytest.raises(ValueError, match="not wrapped"):
-        tp.save_heads(tiny_llava(), tmp_path / "x")
+# -- what is not saved ---------------------------------------------------------------------------
+
+
+def set_first(value):
+    def change(model):
+        with torch.no_grad():
+            method(model).state_dict()[FIRST].view(-1)[3] = value
+
+    return change
+
+
+def set_runtime(**values):
+    return lambda model: vars(method(model)).update(values)
+
+
+UNSAVED = {
+    "nan": (set_first(float("nan")), f"{FIRST}: not finite"),
+    "infinite": (set_first(float("-inf")), f"{FIRST}: not finite"),
+    "float64": (lambda m: (m.double(), set_first(1e308)(m)), f"{FIRST}: not finite"),
+    "nan shift": (set_runtime(shifts=[float("nan"), 0.0]), "shifts"),
+    "cap": (set_runtime(max_kept=0), "max_kept=0"),
+    "too many budgets": (
+        set_runtime(
+            budgets=[
+                {"tokens": n + 1 / 3, "shifts": [1 / 3] * 2, "max_kept": 9} for n in range(9_999)
+            ]
+        ),
+        "the limit is",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNSAVED)
+def test_what_would_not_load_is_not_saved(heads, tmp_path, name):
+    change, message = UNSAVED[name]
+    model, folder = heads
+    before = (folder / HEADS).read_bytes()
+    change(model)
+    for target in (folder, tmp_path / "new"):
+        with pytest.raises(ValueError, match=f"would not load again: .*{message}"):
+            tp.save_heads(model, target)
+    assert [p.name for p in folder.iterdir()] == [HEADS]
+    assert (folder / HEADS).read_bytes() == before
+    assert not (tmp_path / "new").exists()
+
+
+NO_MODELS = (None, 3, "model", [], torch.zeros(2), tp, tiny_llava)
+
+
+@pytest.mark.parametrize("given", NO_MODELS, ids=lambda given: type(given).__name__)
+def test_what_is_no_model_has_no_heads(tmp_path, given):
+    for call in (tp.save_heads, tp.load_heads):
+        with pytest.raises(ValueError, match=f"model is a {type(given).__name__}: expected"):
+            call(given, tmp_path / "x")
     assert not (tmp_path / "x").exists()
-    with pytest.raises(ValueError, match="not wrapped"):
-        tp.load_heads(tiny_llava(), tmp_path)
+
+
+def test_only_a_wrapped_model_has_heads(tmp_path):
+    for model in (tiny_llava(), torch.nn.Linear(2, 2)):
+        with pytest.raises(ValueError, match="not wrapped"):
+            tp.save_heads(model, tmp_path / "x")
+        with pytest.raises(ValueError, match="not wrapped"):
+            tp.load_heads(model, tmp_path)
+    assert not (tmp_path / "x").exists()
+
+
+# -- paths ---------------------------------------------------------------------------------------
+
+
+def test_a_path_of_5000_characters(tmp_path):
+    long = tmp_path / ("x" * 5000)
+    with pytest.raises(
+        OSError, match=r"written to .{200}\.\.\. \(\d+ characters\) \(File name too long\)"
+    ):
+        tp.save_heads(wrapped(), long)
+    for call in (lambda: tp.load_heads(wrapped(), long), lambda: tp.wrap(base(), str(long))):
+        with pytest.raises(FileNotFoundError, match=r"x\.\.\. \(\d+ characters\) is not a folder"):
+            call()
+
+
+def test_a_path_that_is_a_file(heads, tmp_path):
+    model, folder = heads
+    with pytest.raises(FileExistsError, match=r"cannot be written to .*expected a folder"):
+        tp.save_heads(model, folder / HEADS)
+    with pytest.raises(NotADirectoryError, match=r"cannot be written to .*expected a folder"):
+        tp.save_heads(model, folder / HEADS / "deeper")
+    for call in (tp.load_heads, tp.wrap):
+        with pytest.raises(ValueError, match="is a file: expected the folder it lies in"):
+            call(wrapped() if call is tp.load_heads else base(), folder / HEADS)
+    tp.wrap(base(), folder)
+
+
+@pytest.mark.parametrize("given", [None, 3, b"x", ["x"]], ids=repr)
+def test_what_is_no_path(given):
+    for call in (tp.save_heads, tp.load_heads):
+        with pytest.raises(ValueError, match="expected a path"):
+            call(wrapped(), given)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    """As an error of the system: who runs the tests may be allowed to write anywhere."""
+
+    def refuse(*args):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(atomic.os, "open", refuse)
+    with pytest.raises(PermissionError, match=r"cannot be written to .*\(Permission denied\)"):
+        tp.save_heads(wrapped(), tmp_path)

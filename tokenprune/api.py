@@ -15,7 +15,7 @@ from tokenprune.adapters import adapter_for, verified
 from .config import MethodConfig, ModelFacts
 from .engine import ATTRIBUTE, Engine, engine_of
 from .engine.attention import register
-from .io import load_heads, read_config
+from .io import facts_of, read_heads
 from .measure.cost import DecoderShape
 from .measure.stats import PruneStats
 from .measure.track import Tracker
@@ -63,9 +63,10 @@ def wrap(model: Model, method: MethodConfig | str | Path | None = None) -> Model
     adapter = adapter_for(model)
     adapter.check(model)
     register(adapter.text_config(model)._attn_implementation or "eager")
-    heads = method if isinstance(method, str | Path) else None
+    heads = None
     if isinstance(method, str | Path):
-        config = read_config(method)
+        heads = read_heads(method, facts_of(model, adapter))
+        config = heads.config
     elif method is None:
         config = ATPConfig()
     elif isinstance(method, MethodConfig):
@@ -90,13 +91,9 @@ def wrap(model: Model, method: MethodConfig | str | Path | None = None) -> Model
     # Heads stay in float32 beside a half-precision model: thresholds are decided in it.
     engine.to(device=next(devices, torch.device("cpu")), dtype=torch.float32)
     engine.train(model.training)
-    engine.attach(model)
     if heads is not None:
-        try:
-            load_heads(model, heads)
-        except BaseException:
-            unwrap(model)
-            raise
+        heads.load_into(engine.method)
+    engine.attach(model)
     return model
 
 

@@ -11,10 +11,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from .strict_json import parse_object
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = [
+    "MOST_LAYERS",
+    "MOST_SIDE",
+    "MOST_TOKENS",
     "BeforeConfig",
     "LayerConfig",
     "LayersConfig",
@@ -25,24 +30,43 @@ __all__ = [
     "is_whole",
     "one_of",
     "require",
+    "shown",
     "tuple_of",
 ]
+
+# Bounds that no model and no picture comes near. Configurations come from files too, and what is
+# computed with them in int64 or float32 must stay finite.
+MOST_LAYERS = 10_000
+MOST_TOKENS = 2**31 - 1
+MOST_SIDE = 1024  # rows or columns of one frame's tokens
+
+
+def shown(given: object, longest: int = 200) -> str:
+    """The printed form of a value, cut where it is too long for a message."""
+    try:
+        text = repr(given)
+    except Exception:  # an integer of more than 4300 digits, nesting, an object's own error
+        return f"<{type(given).__name__} that cannot be printed>"
+    return text if len(text) <= longest else f"{text[:longest]}... ({len(text)} characters)"
 
 
 def require(ok: bool, name: str, given: object, expected: str) -> None:
     """Raise ValueError that says what was given and what was expected, unless all is well."""
     if not ok:
-        raise ValueError(f"{name}={given!r}: expected {expected}.")
+        raise ValueError(f"{name}={shown(given)}: expected {expected}.")
 
 
-def one_of(name: str, given: str, allowed: tuple[str, ...]) -> None:
+def one_of(name: str, given: object, allowed: tuple[str, ...]) -> None:
     """Require one of the allowed words."""
-    require(given in allowed, name, given, "one of " + ", ".join(map(repr, allowed)))
+    ok = isinstance(given, str) and given in allowed
+    require(ok, name, given, "one of " + ", ".join(map(repr, allowed)))
 
 
 def is_number(given: object) -> bool:
     """Whether this is a finite number; booleans are not."""
-    return isinstance(given, int | float) and not isinstance(given, bool) and math.isfinite(given)
+    if isinstance(given, float):
+        return math.isfinite(given)
+    return is_whole(given)
 
 
 def is_whole(given: object) -> bool:
@@ -50,17 +74,18 @@ def is_whole(given: object) -> bool:
     return isinstance(given, int) and not isinstance(given, bool)
 
 
-def tuple_of(name: str, given: Any, expected: str) -> tuple[Any, ...]:
-    """Require a list or a tuple, and give the tuple."""
+def tuple_of(name: str, given: Any, expected: str, most: int = MOST_LAYERS) -> tuple[Any, ...]:
+    """Require a list or a tuple of at most so many, and give the tuple."""
     require(isinstance(given, list | tuple), name, given, expected)
+    require(len(given) <= most, name, given, f"{expected}, at most {most} of them")
     return tuple(given)
 
 
 def checked_layers(given: Any, earliest: int = 0) -> tuple[int, ...]:
     """Require rising layer numbers; -1, where it is allowed, is before the first layer."""
-    expected = f"rising whole numbers from {earliest}"
+    expected = f"rising whole numbers from {earliest}, below {MOST_LAYERS}"
     layers = tuple_of("layers", given, expected)
-    whole = all(is_whole(n) and n >= earliest for n in layers)
+    whole = all(is_whole(n) and earliest <= n < MOST_LAYERS for n in layers)
     rising = whole and all(a < b for a, b in pairwise(layers))
     require(bool(layers) and rising, "layers", layers, expected)
     return layers
@@ -128,6 +153,11 @@ class MethodConfig:
         given = getattr(self, name)
         require(is_number(given) and allowed(given), name, given, expected)
 
+    def _check_whole(self, name: str, least: int, most: int) -> None:
+        given = getattr(self, name)
+        ok = is_whole(given) and least <= given <= most
+        require(ok, name, given, f"a whole number from {least} to {most}")
+
     def to_dict(self) -> dict[str, Any]:
         """A dictionary of JSON types, with the method's name under ``"method"``."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -147,15 +177,17 @@ class MethodConfig:
         Raises
         ------
         ValueError
-            If the dictionary names another method.
+            If the dictionary names another method, or a value is outside what is allowed.
         """
+        require(isinstance(values, dict), "values", values, "a dictionary")
         values = dict(values)
         name = values.pop("method", cls.method)
         require(name == cls.method, "method", name, repr(cls.method))
         known = {f.name for f in dataclasses.fields(cls)}
-        if unknown := sorted(set(values) - known):
+        if unknown := sorted(set(values) - known, key=str):
             warnings.warn(
-                f"{cls.__name__} does not know {unknown}: written by a newer tokenprune? Left out.",
+                f"{cls.__name__} does not know {shown(unknown)}: written by a newer tokenprune? "
+                "Left out.",
                 stacklevel=2,
             )
         kept = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
@@ -163,8 +195,14 @@ class MethodConfig:
 
     @classmethod
     def from_json(cls, text: str) -> MethodConfig:
-        """The configuration that `to_json` wrote."""
-        return cls.from_dict(json.loads(text))
+        """The configuration that `to_json` wrote.
+
+        Raises
+        ------
+        ValueError
+            As `from_dict`; or if the text is no JSON object, or one that `parse_object` refuses.
+        """
+        return cls.from_dict(parse_object(text))
 
 
 @dataclass(frozen=True)
@@ -217,8 +255,7 @@ class LayerConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         """Check the layer."""
-        ok = is_whole(self.layer) and self.layer >= self.earliest
-        require(ok, "layer", self.layer, f"a whole number from {self.earliest}")
+        self._check_whole("layer", self.earliest, MOST_LAYERS - 1)
 
     def fitted(self, facts: ModelFacts) -> Self:
         """See `MethodConfig.fitted`."""

@@ -39,14 +39,18 @@ __all__ = ["ATTRIBUTE", "Engine", "engine_of"]
 ATTRIBUTE = "tokenprune"
 
 
-def engine_of(model: nn.Module) -> Engine:
+def engine_of(model: object) -> Engine:
     """The engine of a wrapped model.
 
     Raises
     ------
     ValueError
-        If the model is not wrapped.
+        If it is no model, or not wrapped.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"model is a {type(model).__name__}: expected a model that tokenprune.wrap returned."
+        )
     engine = getattr(model, ATTRIBUTE, None)
     if not isinstance(engine, Engine):
         raise ValueError(

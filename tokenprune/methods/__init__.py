@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..config import MethodConfig, ModelFacts
+from ..config import MethodConfig, ModelFacts, shown
 from .atp import ATP, ATPConfig
 from .base import Context, Method, Received, Selection, Tower, Trace
 from .divprune import DivPrune, DivPruneConfig
@@ -72,12 +72,12 @@ def config_from(values: dict[str, Any]) -> MethodConfig:
     Raises
     ------
     ValueError
-        If the method is not known.
+        If the method is not known, or a value is outside what it allows.
     """
     name = values.get("method")
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise ValueError(
-            f"method={name!r} is not known: expected one of {sorted(METHODS)}. Were the heads "
+            f"method={shown(name)} is not known: expected one of {sorted(METHODS)}. Were the heads "
             "saved by a newer tokenprune?"
         )
     return METHODS[name][0].from_dict(values)

@@ -44,7 +44,7 @@ class IDSelectionConfig(LayerConfig):
         """Check every field."""
         super().__post_init__()
         checked_keep("keep", self.keep)
-        self._check_number("gamma", "more than 0", lambda n: n > 0)
+        self._check_number("gamma", "more than 0, at most 1e6", lambda n: 0 < n <= 1e6)
 
 
 class IDSelection(Method):

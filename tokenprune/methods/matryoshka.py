@@ -6,13 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..config import BeforeConfig, is_whole, require
+from ..config import MOST_SIDE, BeforeConfig
 from .base import Context, Method, Selection
 from .pooling import pooled
 
 __all__ = ["Matryoshka", "MatryoshkaConfig"]
-
-_EXPECTED = "a whole number above 0"
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class MatryoshkaConfig(BeforeConfig):
 
     def __post_init__(self) -> None:
         """Check every field."""
-        require(is_whole(self.stride) and self.stride > 0, "stride", self.stride, _EXPECTED)
+        self._check_whole("stride", 1, MOST_SIDE)
 
 
 class Matryoshka(Method):

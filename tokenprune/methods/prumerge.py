@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from ..config import BeforeConfig, is_whole, require
+from ..config import MOST_TOKENS, BeforeConfig, require
 from .base import Context, Method, Selection
 from .ranking import checked_keep, counts, evenly, highest
 
@@ -49,8 +49,7 @@ class PruMergeConfig(BeforeConfig):
         require(isinstance(self.plus, bool), "plus", self.plus, "True or False")
         if self.keep is not None:
             checked_keep("keep", self.keep)
-        ok = is_whole(self.neighbours) and self.neighbours >= 0
-        require(ok, "neighbours", self.neighbours, "a whole number from 0")
+        self._check_whole("neighbours", 0, MOST_TOKENS)
 
 
 class PruMerge(Method):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from ..config import LayersConfig, ModelFacts, is_number, is_whole, require, tuple_of
+from ..config import MOST_TOKENS, LayersConfig, ModelFacts, is_number, require, tuple_of
 from .base import Context, Method, Selection
 from .ranking import highest
 
@@ -46,11 +46,12 @@ class RandomConfig(LayersConfig):
     def __post_init__(self) -> None:
         """Check every field."""
         super().__post_init__()
-        expected = "counts of 0 or more"
+        expected = f"counts from 0 to {MOST_TOKENS}"
         keep = tuple_of("keep", self.keep, expected)
-        require(bool(keep) and all(is_number(k) and k >= 0 for k in keep), "keep", keep, expected)
+        ok = bool(keep) and all(is_number(k) and 0 <= k <= MOST_TOKENS for k in keep)
+        require(ok, "keep", keep, expected)
         object.__setattr__(self, "keep", tuple(float(k) for k in keep))
-        require(is_whole(self.seed), "seed", self.seed, "a whole number")
+        self._check_whole("seed", -(2**63), 2**63 - 1)  # what torch.Generator takes
 
     def fitted(self, facts: ModelFacts) -> Self:
         """With layers filled in; see `MethodConfig.fitted`."""

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..config import is_number, require
+from ..config import MOST_TOKENS, is_number, require
 
 __all__ = ["checked_keep", "counts", "evenly", "highest", "most_of"]
 
 
 def checked_keep(name: str, given: object) -> None:
     """Require a share of the tokens or a number of them."""
-    expected = "a number of tokens from 1, or a share of them between 0 and 1"
-    require(is_number(given) and given > 0, name, given, expected)  # type: ignore[operator]
+    expected = f"a number of tokens from 1 to {MOST_TOKENS}, or a share of them between 0 and 1"
+    ok = is_number(given) and 0 < given <= MOST_TOKENS  # type: ignore[operator]
+    require(ok, name, given, expected)
 
 
 def counts(keep: float, of: Tensor) -> Tensor:

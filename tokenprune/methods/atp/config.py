@@ -7,16 +7,26 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ...config import (
+    MOST_SIDE,
+    MOST_TOKENS,
     LayersConfig,
     ModelFacts,
-    is_number,
     is_whole,
     one_of,
     require,
     tuple_of,
 )
 
-__all__ = ["ATPConfig"]
+__all__ = ["LARGEST_SHIFT", "ATPConfig"]
+
+# Of a threshold's logit: a sigmoid is 0 or 1 in float32 long before.
+LARGEST_SHIFT = 1000.0
+
+_LARGEST_ID = 2**31 - 1
+_MOST_IDS = 10_000  # what stays always; vocabularies name some thousands at most
+_MOST_STRIDES = 64
+_MOST_HIDDEN = 2**16
+_MOST_WEIGHTS = 2**26  # of one module's first layer: 256 MiB
 
 
 @dataclass(frozen=True)
@@ -82,7 +92,7 @@ class ATPConfig(LayersConfig):
     training : {"soft", "straight_through"}
         What training computes on: the soft mask, or the hard one with the soft one's gradient.
     floor : float
-        Least value that a mask has as a factor on attention, in (0, 1).
+        Least value that a mask has as a factor on attention, from 1e-30, below 1.
     atp_weight, target_weight : float
         λ_atp and λ_target.
     target_unit : {"share", "tokens"}
@@ -126,17 +136,20 @@ class ATPConfig(LayersConfig):
             given = getattr(self, name)
             require(isinstance(given, bool), name, given, "True or False")
         for name in ("start_redundant", "start_spatial"):
-            require(is_number(getattr(self, name)), name, getattr(self, name), "a number")
+            expected = f"a number between -{LARGEST_SHIFT:g} and {LARGEST_SHIFT:g}"
+            self._check_number(name, expected, lambda n: abs(n) <= LARGEST_SHIFT)
         expected = "True or False; and not with preserve_positions=False, which leaves no place"
         require(self.preserve_positions or not self.revival, "revival", self.revival, expected)
         if self.text_threshold is not None:
             self._check_number("text_threshold", "between 0 and 1", lambda n: 0 < n < 1)
-        expected = "whole numbers from 0"
-        ids = tuple_of("special_ids", self.special_ids, expected)
-        require(all(is_whole(n) and n >= 0 for n in ids), "special_ids", ids, expected)
+        expected = f"whole numbers from 0 to {_LARGEST_ID}"
+        ids = tuple_of("special_ids", self.special_ids, expected, _MOST_IDS)
+        ok = all(is_whole(n) and 0 <= n <= _LARGEST_ID for n in ids)
+        require(ok, "special_ids", ids, expected)
         object.__setattr__(self, "special_ids", ids)
         if self.target_tokens is not None:
-            self._check_number("target_tokens", "more than 0", lambda n: n > 0)
+            expected = f"more than 0, at most {MOST_TOKENS}"
+            self._check_number("target_tokens", expected, lambda n: 0 < n <= MOST_TOKENS)
         one_of("normalisation", self.normalisation, ("share", "minmax", "none"))
         one_of("averaging", self.averaging, ("visible", "all"))
         one_of("training", self.training, ("soft", "straight_through"))
@@ -147,13 +160,13 @@ class ATPConfig(LayersConfig):
         ):
             expected = f"one or both of {allowed}"
             given = tuple_of(name, getattr(self, name), expected)
-            ok = bool(given) and all(g in allowed for g in given)
+            ok = bool(given) and all(isinstance(g, str) and g in allowed for g in given)
             ok = ok and len(set(given)) == len(given)
             require(ok, name, given, expected)
             object.__setattr__(self, name, given)
-        expected = "whole numbers above 1"
-        strides = tuple_of("strides", self.strides, expected)
-        ok = bool(strides) and all(is_whole(s) and s > 1 for s in strides)
+        expected = f"whole numbers from 2 to {MOST_SIDE}"
+        strides = tuple_of("strides", self.strides, expected, _MOST_STRIDES)
+        ok = bool(strides) and all(is_whole(s) and 1 < s <= MOST_SIDE for s in strides)
         require(ok, "strides", strides, expected)
         object.__setattr__(self, "strides", strides)
         most = min(strides) ** 2
@@ -163,17 +176,21 @@ class ATPConfig(LayersConfig):
             lambda n: 0 < n < most,
         )
         if self.grid is not None:
-            expected = "two whole numbers above 0"
+            expected = f"two whole numbers from 1 to {MOST_SIDE}"
             grid = tuple_of("grid", self.grid, expected)
-            ok = len(grid) == 2 and all(is_whole(n) and n > 0 for n in grid)
+            ok = len(grid) == 2 and all(is_whole(n) and 0 < n <= MOST_SIDE for n in grid)
             require(ok, "grid", grid, expected)
             object.__setattr__(self, "grid", grid)
-        ok = is_whole(self.hidden) and self.hidden > 0
-        require(ok, "hidden", self.hidden, "a whole number above 0")
-        self._check_number("temperature", "more than 0", lambda n: n > 0)
-        self._check_number("floor", "between 0 and 1", lambda n: 0 < n < 1)
+        self._check_whole("hidden", 1, _MOST_HIDDEN)
+        if self.grid is not None:
+            most = _MOST_WEIGHTS // (2 * self.hidden)
+            expected = f"at most {most} cells with hidden={self.hidden}"
+            require(self.grid[0] * self.grid[1] <= most, "grid", self.grid, expected)
+        self._check_number("temperature", "more than 0, at most 1e6", lambda n: 0 < n <= 1e6)
+        # The floor's logarithm is taken in float32.
+        self._check_number("floor", "from 1e-30, below 1", lambda n: 1e-30 <= n < 1)
         for name in ("atp_weight", "target_weight"):
-            self._check_number(name, "0 or more", lambda n: n >= 0)
+            self._check_number(name, "from 0 to 1e6", lambda n: 0 <= n <= 1e6)
 
     def fitted(self, facts: ModelFacts) -> ATPConfig:
         """With layers, target and grid filled in; see `MethodConfig.fitted`."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ...config import MOST_TOKENS, is_number, is_whole, require, shown, tuple_of
 from ..base import Context, Method, Selection, Trace
 from ..ranking import highest
-from .config import ATPConfig
+from .config import LARGEST_SHIFT, ATPConfig
 from .heads import ThresholdHeads, cells_of
 from .loss import atp_loss, target_loss
 from .scores import cross_score, normalise, redundant_score, self_score, text_score
@@ -195,30 +195,38 @@ class ATP(Method):
         try:
             shifts = _shifts(state.get("shifts", (0.0, 0.0)))
             max_kept = _cap(state.get("max_kept"))
-            budgets = [
-                {
-                    "tokens": float(budget["tokens"]),
-                    "shifts": _shifts(budget["shifts"]),
-                    "max_kept": _cap(budget["max_kept"]),
-                }
-                for budget in state.get("budgets", ())
-            ]
+            budgets = _budgets(state.get("budgets", ()))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"runtime={state!r}: expected shifts, max_kept and budgets as save_heads writes "
-                f"them ({error!r})."
+                f"runtime={shown(state)}: expected shifts, max_kept and budgets as save_heads "
+                f"writes them ({error})."
             ) from error
         self.shifts, self.max_kept, self.budgets = shifts, max_kept, budgets
 
 
 def _shifts(given: Any) -> list[float]:
-    shifts = [float(shift) for shift in given]
-    if len(shifts) != 2 or not all(map(math.isfinite, shifts)):
-        raise ValueError(f"shifts={given!r}: expected two finite numbers")
-    return shifts
+    expected = f"two numbers between -{LARGEST_SHIFT:g} and {LARGEST_SHIFT:g}"
+    shifts = tuple_of("shifts", given, expected)
+    ok = len(shifts) == 2 and all(is_number(n) and abs(n) <= LARGEST_SHIFT for n in shifts)
+    require(ok, "shifts", given, expected)
+    return [float(shift) for shift in shifts]
 
 
 def _cap(given: Any) -> int | None:
-    if given is not None and (not isinstance(given, int) or given < 1):
-        raise ValueError(f"max_kept={given!r}: expected a whole number from 1, or None")
+    ok = given is None or (is_whole(given) and 0 < given <= MOST_TOKENS)
+    require(ok, "max_kept", given, f"a whole number from 1 to {MOST_TOKENS}, or None")
     return given
+
+
+def _budgets(given: Any) -> list[dict[str, Any]]:
+    """Budgets with rising targets, which `ATP.set_budget` goes between."""
+    budgets = []
+    least = 0.0
+    for budget in tuple_of("budgets", given, "a list"):
+        tokens = budget["tokens"]
+        expected = f"numbers above 0, at most {MOST_TOKENS}, each above the one before"
+        require(is_number(tokens) and least < tokens <= MOST_TOKENS, "tokens", tokens, expected)
+        least = float(tokens)
+        shifts, cap = _shifts(budget["shifts"]), _cap(budget["max_kept"])
+        budgets.append({"tokens": least, "shifts": shifts, "max_kept": cap})
+    return budgets

@@ -1,0 +1,71 @@
+"""JSON that can only be read one way: what a file from anywhere may hold."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+__all__ = ["parse_object"]
+
+_DIGITS = 20  # a 64-bit integer and its sign
+
+
+def parse_object(text: str) -> dict[str, Any]:
+    """Parse a JSON object strictly.
+
+    Refused beside what `json.loads` refuses: NaN and Infinity, numbers that overflow a float64,
+    integers of more than 64 bits' length, keys that are given twice, nesting beyond Python's
+    recursion limit, and anything but an object at the top.
+
+    Parameters
+    ----------
+    text : str
+        The caller bounds its length.
+
+    Returns
+    -------
+    dict
+
+    Raises
+    ------
+    ValueError
+        With the reason.
+    """
+    try:
+        found = json.loads(
+            text,
+            parse_int=_whole,
+            parse_float=_real,
+            parse_constant=_constant,
+            object_pairs_hook=_unique,
+        )
+    except RecursionError:
+        raise ValueError("the JSON is nested too deeply") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"the JSON is a {type(found).__name__}: expected an object")
+    return found
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > _DIGITS:
+        raise ValueError(f"the JSON has an integer of {len(digits)} digits")
+    return int(digits)
+
+
+def _real(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError("the JSON has a number that overflows a float64")
+    return value
+
+
+def _constant(name: str) -> float:
+    raise ValueError(f"the JSON has {name}, which is no JSON number")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError("the JSON has a key twice in one object")
+    return values
