@@ -161,7 +161,10 @@ def where_is(core: Any, inputs: Mapping[str, Any], token: int) -> Tensor:
     if inputs.get("input_ids") is not None:
         return inputs["input_ids"] == token
     embeds = inputs["inputs_embeds"]
-    embedding = core.get_input_embeddings().weight[token].to(embeds.device)
+    vocabulary = core.get_input_embeddings().weight
+    if token >= len(vocabulary):
+        return torch.zeros(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
+    embedding = vocabulary[token].to(embeds.device)
     return (embeds == embedding).all(dim=-1)
 
 

@@ -552,7 +552,8 @@ UNSAVED = {
     "too many budgets": (
         set_runtime(
             budgets=[
-                {"tokens": n + 1 / 3, "shifts": [1 / 3] * 2, "max_kept": 9} for n in range(9_999)
+                {"tokens": n + 1 / 3, "shifts": [1 / 3] * 2, "max_kept": 10**9}
+                for n in range(9_999)
             ]
         ),
         "the limit is",
