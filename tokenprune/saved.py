@@ -49,7 +49,7 @@ class Heads:
         cast = {k: v.float().to(own[k].dtype) for k, v in self.tensors.items()}
         bad = [f"{k}: not finite in {v.dtype}" for k, v in cast.items() if not v.isfinite().all()]
         if bad:
-            raise ValueError("; ".join(bad) + ".")
+            raise ValueError(_listed(bad) + ".")
         return cast
 
     def load_into(self, method: Method) -> None:
@@ -109,13 +109,17 @@ class Opened:
                 for k in sorted(saved.keys() | mine.keys())
                 if saved.get(k) != mine.get(k)
             ]
+        # Before a module is built for each of them.
+        layers = getattr(self.config, "layers", None) or ()
+        if len(layers) >= facts["num_layers"]:
+            differs.append(f"config.layers: saved {len(layers)}, this model {facts['num_layers']}")
         if differs:
             raise ValueError(
-                f"the heads do not fit this model: {'; '.join(differs)}. Unwrap, and call "
+                f"the heads do not fit this model: {_listed(differs)}. Unwrap, and call "
                 "tokenprune.wrap(model, folder) on the model they were trained for."
             )
         if wrong := self.header.differences(_shapes(self.config)):
-            raise ValueError(f"the tensors do not fit the configuration: {'; '.join(wrong)}.")
+            raise ValueError(f"the tensors do not fit the configuration: {_listed(wrong)}.")
         tensors, content = read_tensors(self.file, self.header)
         if self.header.about is None:
             whole = self.about.get("weights_sha256") == hashlib.sha256(content).hexdigest()
@@ -231,6 +235,12 @@ def _about(text: str) -> dict[str, Any]:
         if not isinstance(about.get(name), dict):
             raise ValueError(f"{name}={shown(about.get(name))}: expected what save_heads writes.")
     return about
+
+
+def _listed(found: list[str], most: int = 8) -> str:
+    """The first few of what was found, and how many more there are."""
+    more = [f"and {len(found) - most} more"] if len(found) > most else []
+    return "; ".join(found[:most] + more)
 
 
 def _shapes(config: MethodConfig) -> dict[str, list[int]]:
