@@ -72,6 +72,7 @@ def save_heads(model: nn.Module, folder: str | Path) -> Path:
         about = {"tokenprune_version": __version__, **facts, "config": config, "runtime": runtime}
         content = pack(about, tensors)
         opened = parsed(path / HEADS, BytesIO(content))
+        assert opened is not None  # `pack` writes the metadata
         opened.read(facts, engine.config).check(engine.method)
     except ValueError as error:
         raise ValueError(
