@@ -354,7 +354,9 @@ def test_what_runs_out_of_memory_is_noted(tmp_path: Path, monkeypatch: pytest.Mo
     assert f"b8: {words}" in render(tmp_path)
 
 
-def test_other_work_than_the_oracle_s_is_wrong(tmp_path: Path) -> None:
+def test_other_work_than_the_oracle_s_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     measured = speed.Speed(job(SPEED, tmp_path))
     shape = measured.shape
     model = measured.model = speed.build(shape, "cpu", torch.float32)
@@ -367,6 +369,13 @@ def test_other_work_than_the_oracle_s_is_wrong(tmp_path: Path) -> None:
     }
     measured.memory(1, variants, forward)
     assert measured.found["wrong"][0].startswith("b1: cache of [23, 10, 9, 9, 8], oracle's [23, 11")
+
+    def peak_bytes(work: Any, device: str) -> int:
+        raise torch.OutOfMemoryError("on the second pass")
+
+    monkeypatch.setattr(speed, "peak_bytes", peak_bytes)
+    assert measured.memory(1, variants, forward) == {}
+    assert set(measured.found["out_of_memory"]) == {"b1 oracle", "b1 ATP"}
 
 
 class Event:

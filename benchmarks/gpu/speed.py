@@ -203,7 +203,7 @@ class Speed:
 
         for name in variants:
             self.attempt(f"b{size} {name}", partial(once, name))
-        if "oracle" in last and "ATP" in last:
+        if {"oracle", "ATP"} <= found.keys():
             (ours, our_lengths), (theirs, their_lengths) = last["ATP"], last["oracle"]
             off = ((ours - theirs).norm() / theirs.norm()).item()
             found["ATP"]["logits_off_oracle"] = off
