@@ -260,6 +260,9 @@ def test_kernels_are_compared_and_timed(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(kernels, "TINY_WIDTHS", (16, 256))
     monkeypatch.setattr(kernels, "DTYPES", (torch.bfloat16, torch.float32))
     found = kernels.measure(job("kernels", tmp_path))
+    said = [row["failed"] for row in found["kernels"] if "failed" in row]
+    if any("InterpreterError" in each for each in said):
+        pytest.skip(f"Triton's interpreter does not run with this numpy: {said[0]}")
     rows = {(row["dtype"], row["width"], row["mask"]): row for row in found["kernels"]}
     assert len(rows) == 12
     compared = [row for row in rows.values() if "error" in row]
@@ -287,6 +290,15 @@ def test_kernels_are_compared_and_timed(tmp_path: Path, monkeypatch: pytest.Monk
     assert found["wrong"] == [f"float16 16 {mask}" for mask in kernels.MASKS]
     job("kernels", tmp_path).save(found, "done")
     assert "- kernels: float16 16 none" in render(tmp_path)
+
+    def unbuilt(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("no ptxas")
+
+    monkeypatch.setattr(kernels.fused, "attention_received", unbuilt)
+    found = kernels.measure(job("kernels", tmp_path))
+    assert len(found["wrong"]) == 3
+    job("kernels", tmp_path).save(found, "done")
+    assert "- float16, 16, none: RuntimeError('no ptxas')" in render(tmp_path)
 
 
 @pytest.fixture

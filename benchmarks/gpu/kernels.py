@@ -31,6 +31,7 @@ MASKS = ("none", "bool", "float")
 # As tests/test_fused_kernel.py has them: products of any dtype are summed in float32.
 _RELATIVE, _ABSOLUTE = 2e-5, 5e-7
 _ROUNDS = 10
+_LETTERS = 400  # of an exception
 
 
 def measure(job: Job) -> dict[str, Any]:
@@ -41,8 +42,11 @@ def measure(job: Job) -> dict[str, Any]:
     found: dict[str, Any] = {"tolerance": {"relative": _RELATIVE, "absolute": _ABSOLUTE}}
     found |= {"kernels": [], "wrong": [], "left_out": [_name(*each) for each in todo]}
     for each in todo:
-        row = check(*each, device, job.tiny)
-        row["ms"] = {} if "not_run" in row else times(*each, device, job.tiny)
+        try:
+            row = check(*each, device, job.tiny)
+            row["ms"] = {} if "not_run" in row else times(*each, device, job.tiny)
+        except Exception as error:  # of Triton's compiler, of CUDA: the others may be well
+            row = {**_row(*each), "right": False, "failed": repr(error)[:_LETTERS], "ms": {}}
         found["kernels"].append(row)
         found["left_out"].remove(_name(*each))
         if not row.get("right", True) or row.get("works") is False:
@@ -50,6 +54,10 @@ def measure(job: Job) -> dict[str, Any]:
         job.save(found)
         release(device)
     return found
+
+
+def _row(dtype: torch.dtype, width: int, kind: str) -> dict[str, Any]:
+    return {"dtype": _short(dtype), "width": width, "mask": kind}
 
 
 def _name(dtype: torch.dtype, width: int, kind: str) -> str:
@@ -71,7 +79,7 @@ def check(dtype: torch.dtype, width: int, kind: str, device: str, tiny: bool) ->
         words. ``error``: the largest difference, ``relative``: ‖difference‖ / ‖expected‖. Or
         ``not_run``: why there is nothing to compare.
     """
-    row: dict[str, Any] = {"dtype": _short(dtype), "width": width, "mask": kind}
+    row = _row(dtype, width, kind)
     if width * dtype.itemsize > fused.WIDEST:
         return {**row, "not_run": f"heads wider than {fused.WIDEST} bytes: plain torch serves"}
     if device != "cuda" and dtype == torch.bfloat16:

@@ -84,7 +84,7 @@ def _kernels(found: dict[str, Any]) -> str:
     for (dtype, width), masks in rows.items():
         errors = [row["error"] for row in masks if "error" in row]
         right = sum(bool(row.get("right")) for row in masks)
-        checked = f"{right} of {len(masks)}" if errors else masks[0]["not_run"]
+        checked = masks[0].get("not_run", f"{right} of {len(masks)}")
         took: dict[str, Any] = next((row["ms"] for row in masks if row["mask"] == "none"), {})
         body.append(
             [
@@ -99,8 +99,14 @@ def _kernels(found: dict[str, Any]) -> str:
                 "-" if took.get("lse_error") is None else f"{took['lse_error']:.1e}",
             ]
         )
+    failed = [
+        f"- {row['dtype']}, {row['width']}, {row['mask']}: {row['failed']}"
+        for row in found["kernels"]
+        if "failed" in row
+    ]
     head = ["kernels, head", "right", "largest error", "Triton ms", "two passes", "plain torch"]
-    return table([*head, "attention", "by", "its lse off by"], body)
+    head += ["attention", "by", "its lse off by"]
+    return table(head, body) + "\n".join(["", *failed, ""])
 
 
 def _speed(steps: dict[str, dict[str, Any]]) -> str:
