@@ -24,6 +24,13 @@ settings.register_profile(
 settings.register_profile(
     "thorough", settings.get_profile("default"), max_examples=150, derandomize=False
 )
+settings.register_profile(
+    # `make fuzz`: an example that fails is printed so that it can be run again by itself.
+    "fuzz",
+    settings.get_profile("thorough"),
+    max_examples=int(os.environ.get("FUZZ_EXAMPLES", "1000")),
+    print_blob=True,
+)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 torch.set_num_threads(1)
