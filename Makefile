@@ -5,8 +5,8 @@ READY := .venv/.ready
 WORKERS ?= 2
 
 .PHONY: setup demo test test-oldest test-newest test-newest-core newest update-lock test-gpu \
-	test-elsewhere lint bench options families reproduce reproduce-methods reproduce-rest \
-	reproduce-quick clean
+	test-elsewhere lint bench bench-gpu options families reproduce reproduce-methods \
+	reproduce-rest reproduce-quick fuzz soak reliability clean
 
 setup: $(READY)
 
@@ -95,10 +95,27 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.speed --json benchmarks/results/speed-cpu.json
 	$(BIN)/python -m benchmarks.speed --render docs/performance.md
 
-clean:
-	rm -rf build dist out *.egg-info
-
 # What only CUDA can show, in under nine minutes: run it from a checkout, with nothing to install.
-.PHONY: bench-gpu
 bench-gpu:
 	$(PYTHON) -m benchmarks.gpu --out benchmarks/results/gpu
+# Long runs that try to break the library. A failure of `make fuzz` prints what repeats it; the same
+# SEED draws the same examples. FUZZ_EXAMPLES=100 for a shorter one.
+SEED ?= $(shell date +%s)
+FUZZ_EXAMPLES ?= 1000
+PASSES ?= 10000
+fuzz: $(READY)
+	@echo "make fuzz SEED=$(SEED) FUZZ_EXAMPLES=$(FUZZ_EXAMPLES)"
+	OMP_NUM_THREADS=1 HYPOTHESIS_PROFILE=fuzz FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) \
+		$(BIN)/python -m pytest -n $(WORKERS) --hypothesis-seed=$(SEED) \
+		tests/test_state_machine.py tests/test_ragged_fuzz.py
+
+soak: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak --count $(PASSES)
+
+# docs/reliability.md: everything above and more, hours.
+reliability: $(READY)
+	$(BIN)/python -m benchmarks.reliability --workers $(WORKERS) \
+		--out benchmarks/results/reliability.json --render docs/reliability.md
+
+clean:
+	rm -rf build dist out *.egg-info

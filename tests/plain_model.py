@@ -30,7 +30,7 @@ from .tolerance import assert_close
 __all__ = ["Conversation", "Plain", "Row", "Settings", "Surface", "draws_as"]
 
 
-@dataclass
+@dataclass(repr=False)
 class Settings:
     """What a wrapped model was told.
 
@@ -46,6 +46,10 @@ class Settings:
     config: MethodConfig
     heads: dict[str, Tensor]
     runtime: dict[str, Any]
+
+    def __repr__(self) -> str:
+        """Short, for Hypothesis to print."""
+        return f"<settings of {self.config.method}>"
 
     @classmethod
     def of(cls, model: Any) -> Settings:
@@ -112,7 +116,7 @@ class Row:
         return Row(self.embeds[:left], self.alive[:, :left])
 
 
-@dataclass
+@dataclass(repr=False)
 class Conversation:
     """A key-value cache, and what it should hold.
 
@@ -133,6 +137,10 @@ class Conversation:
     rows: list[Row] | None
     whole: int
     doubtful: bool = False
+
+    def __repr__(self) -> str:
+        """Short, for Hypothesis to print."""
+        return f"<{len(self.mask)} rows of {self.mask.shape[1]}, the last {self.whole} whole>"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Conversation:
         rows = None if self.rows is None else list(self.rows)

@@ -14,10 +14,10 @@ import tokenprune as tp
 
 from .cases import LAYERS, prompts
 from .counting import count
-from .models import IMAGE_TOKEN, PAD, Batch, Prompt, make_batch
+from .models import EOS, IMAGE_TOKEN, PAD, Batch, Prompt, make_batch
 from .reference import Reference
 
-__all__ = ["RAGGED", "STEPS", "Ragged", "alive_of", "assert_best", "at_a_tie"]
+__all__ = ["RAGGED", "STEPS", "Ragged", "alive_of", "answer", "assert_best", "at_a_tie"]
 
 NOISE = 1e-5
 STEPS = 4  # words of an answer
@@ -49,6 +49,12 @@ def alive_of(model: Any, batch: Batch) -> Tensor:
     if "pixel_values" not in batch:
         return present.expand(LAYERS, *present.shape)
     return torch.from_numpy(tp.stats(model).alive.copy())[..., : present.shape[1]]
+
+
+def answer(words: list[int]) -> list[int]:
+    """The words up to the end's token, pads behind: beams fill a row up with that token."""
+    said = words[: words.index(EOS) + 1] if EOS in words else words
+    return said + [PAD] * (STEPS - len(said))
 
 
 def at_a_tie(

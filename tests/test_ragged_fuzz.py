@@ -26,7 +26,7 @@ from .cases import model_of
 from .counting import count
 from .method_configs import CONFIGS, merges, merges_between_layers
 from .models import IMAGE, PAD, Batch, is_text, row_alone
-from .ragged import RAGGED, STEPS, Ragged, alive_of, assert_best, at_a_tie
+from .ragged import RAGGED, STEPS, Ragged, alive_of, answer, assert_best, at_a_tie
 from .reference import Reference
 from .tolerance import TOLERANCE, assert_close
 
@@ -167,7 +167,7 @@ def test_generate(method: str, data: st.DataObject, ragged: Ragged, beams: int) 
                 use_cache=use_cache,
                 pad_token_id=PAD,
             )[:, some["input_ids"].shape[1] :]
-            return [row + [PAD] * (STEPS - len(row)) for row in ids.tolist()]
+            return [answer(row) for row in ids.tolist()]
 
         cached = words(batch)
         alive = alive_of(model, batch)

@@ -26,7 +26,7 @@ from .cases import prompts
 from .machine import SettingsMachine
 from .models import PAD, Batch, make_batch, row_alone, with_labels
 from .plain_model import Conversation, Settings
-from .ragged import RAGGED, STEPS, Ragged, assert_best, at_a_tie
+from .ragged import RAGGED, STEPS, Ragged, answer, assert_best, at_a_tie
 from .reference import Reference
 from .test_cache import grown, prefill, step
 
@@ -117,8 +117,7 @@ class Machine(SettingsMachine):
     def words(self, model: Any, batch: Batch, **arguments: Any) -> list[list[int]]:
         arguments = {"max_new_tokens": STEPS, "do_sample": False, "pad_token_id": PAD, **arguments}
         ids = model.generate(**batch, **arguments)
-        rows = ids[:, batch["input_ids"].shape[1] :].tolist()
-        return [row + [PAD] * (STEPS - len(row)) for row in rows]
+        return [answer(row) for row in ids[:, batch["input_ids"].shape[1] :].tolist()]
 
     @rule(ragged=RAGGED, beams=st.sampled_from([1, 1, 3]))
     def generate(self, ragged: Ragged, beams: int) -> None:

@@ -1,0 +1,106 @@
+"""The attacks that docs/reliability.md reports. Adding one is adding a line to `ROWS`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+__all__ = ["ROWS", "Row"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One attack.
+
+    Attributes
+    ----------
+    name : str
+    tried : str
+        What is tried, and what must hold, in a sentence.
+    target : str
+        A test file, or ``module arguments`` of a program that exits with another code than 0 when
+        it finds something.
+    variables : dict of str to str
+        What the environment says beside what every row is given: the long version's switches.
+    hypothesis : bool
+        Whether Hypothesis draws the examples, so that its seed is part of the command.
+    """
+
+    name: str
+    tried: str
+    target: str
+    variables: dict[str, str] = field(default_factory=dict)
+    hypothesis: bool = False
+
+    @property
+    def is_test(self) -> bool:
+        """Whether the target is a test file."""
+        return self.target.endswith(".py")
+
+    @property
+    def path(self) -> Path:
+        """The file that must be there."""
+        if self.is_test:
+            return Path(self.target)
+        return Path(self.target.split()[0].replace(".", "/") + ".py")
+
+    def command(self, python: str, seed: int) -> list[str]:
+        """What runs it."""
+        if not self.is_test:
+            return [python, "-m", *self.target.split(), "--seed", str(seed)]
+        seeded = [f"--hypothesis-seed={seed}"] if self.hypothesis else [f"--seed={seed}"]
+        return [python, "-m", "pytest", "-q", self.target, *seeded]
+
+
+FUZZ = {"HYPOTHESIS_PROFILE": "fuzz"}
+
+ROWS = (
+    Row(
+        "Any order",
+        "Wrap, pause, unwrap, train, generate, second turns, cropped and re-ordered caches, heads "
+        "saved and loaded, copies, dtypes and budgets in any order: bit for bit what a model made "
+        "afresh from the same settings gives, and what the masked reference computes.",
+        "tests/test_state_machine.py",
+        FUZZ,
+        hypothesis=True,
+    ),
+    Row(
+        "Ragged batches",
+        "Every method with drawn options: a row of a batch is that row alone, dropping is masking, "
+        "cached is uncached.",
+        "tests/test_ragged_fuzz.py",
+        FUZZ,
+        hypothesis=True,
+    ),
+    Row(
+        "Kills",
+        "SIGKILL in the middle of a loop that saves heads, and savers beside a reader: what is on "
+        "disk loads.",
+        "tests/test_killed_saves.py",
+        {"KILLS": "100"},
+    ),
+    Row(
+        "Hostile files",
+        "Flipped bits, cut ends and generated headers in the place of heads: loaded as they were, "
+        "or refused in a sentence, before memory is taken.",
+        "tests/test_hostile_files.py",
+        FUZZ,
+        hypothesis=True,
+    ),
+    Row(
+        "Out of memory and interrupts",
+        "Errors thrown in the middle of a pass: the next pass is right.",
+        "tests/test_interrupted.py",
+    ),
+    Row(
+        "Renamed arguments",
+        "Each argument that the engine relies on, renamed in a copy of a model: refused, or right.",
+        "tests/test_renamed_arguments.py",
+    ),
+    Row(
+        "Memory",
+        "Forward passes, answers and training steps with changing shapes: tensors, hooks and "
+        "memory stay flat.",
+        "tests.soak --count 10000",
+    ),
+)
