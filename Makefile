@@ -98,11 +98,13 @@ bench: $(READY)
 # What only CUDA can show, in under nine minutes: run it from a checkout, with nothing to install.
 bench-gpu:
 	$(PYTHON) -m benchmarks.gpu --out benchmarks/results/gpu
+
 # Long runs that try to break the library. A failure of `make fuzz` prints what repeats it; the same
 # SEED draws the same examples. FUZZ_EXAMPLES=100 for a shorter one.
 SEED ?= $(shell date +%s)
 FUZZ_EXAMPLES ?= 1000
 PASSES ?= 10000
+
 fuzz: $(READY)
 	@echo "make fuzz SEED=$(SEED) FUZZ_EXAMPLES=$(FUZZ_EXAMPLES)"
 	OMP_NUM_THREADS=1 HYPOTHESIS_PROFILE=fuzz FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) \

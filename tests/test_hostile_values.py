@@ -185,7 +185,7 @@ def test_a_value_that_is_accepted_can_be_used(model: Any, method: str, field: st
         try:
             tp.wrap(model, config)
         except ValueError as error:  # not this model's layers, say
-            assert field in str(error), value
+            names(error, field)
             continue
         try:
             with torch.no_grad():
