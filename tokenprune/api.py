@@ -84,7 +84,9 @@ def wrap(model: Model, method: MethodConfig | str | Path | None = None) -> Model
         adapter.first_layer(model),
     )
     config = config.fitted(facts)
-    engine = Engine(build(config, facts), adapter, config)
+    # Drawn on the CPU, whatever torch's default device is, so that a seed gives the same heads.
+    with torch.device("cpu"):
+        engine = Engine(build(config, facts), adapter, config)
     weights = (*adapter.decoder_layers(model).parameters(), *model.parameters())
     # Offloaded weights have no device of their own.
     devices = (p.device for p in weights if p.device.type != "meta")

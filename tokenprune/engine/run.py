@@ -169,16 +169,16 @@ class Run:
         """Let the method look at the first layer's input, and drop there if it does so early."""
         if self.stage is None:
             return hidden
-        if self.method.tower_layer is not None:
-            if tower is None:
-                raise RuntimeError(
-                    f"{type(self.method).__name__} chooses by the vision tower's attention, but "
-                    "the tower did not run in this call: give pixel_values to the model or to "
-                    "generate, not features made before."
-                )
-            self.tower = read_tower(tower, self.stage.layout, self.patches)
+        if self.method.tower_layer is not None and tower is None:
+            raise RuntimeError(
+                f"{type(self.method).__name__} chooses by the vision tower's attention, but the "
+                "tower did not run in this call: give pixel_values to the model or to generate, "
+                "not features made before."
+            )
         # Autocast would run the method in half precision.
         with torch.autocast(hidden.device.type, enabled=False):
+            if tower is not None:
+                self.tower = read_tower(tower, self.stage.layout, self.patches)
             self.memory = self.method.begin(self._context(-1, -1, self.stage, hidden))
         return self.decide(0, -1, hidden) if self.method.layers[0] < 0 else hidden
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -70,7 +71,7 @@ _Tiles = Callable[[Tensor | None], Iterator[tuple[slice, slice, Tensor, int | No
 
 def _log_sum_exp(query: Tensor, tiles: _Tiles) -> Tensor:
     """Of each query's logits: float32, (batch, kv_heads, shared, queries)."""
-    total = torch.full(query.shape[:-1], -torch.inf, device=query.device)
+    total = torch.full(query.shape[:-1], -torch.inf, dtype=torch.float32, device=query.device)
     for rows, _, logits, diagonal in tiles(None):
         if diagonal is not None:
             ahead = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device)
@@ -118,9 +119,11 @@ def _tiles(
     heads, most = batch * kv_heads * shared, room(key.device)
     height = max(1, min(queries, most // heads, _ROWS if cpu else queries))
     width = max(1, min(keys, most // (heads * height)))
-    scratch = torch.empty(heads * height * width, device=key.device)
+    # Named, since a user may have changed torch's default dtype.
+    single: dict[str, Any] = {"dtype": torch.float32, "device": key.device}
+    scratch = torch.empty(heads * height * width, **single)
     fused = minus if softcap is None else None
-    nothing = torch.zeros(1, 1, 1, device=key.device)
+    nothing = torch.zeros(1, 1, 1, **single)
     if mask is None:  # the first key is not visible before
         asking = slice(max(asking.start, asked.start - (keys - queries)), asking.stop)
     for rows in _slices(asking, height):

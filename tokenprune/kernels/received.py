@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from functools import cache
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,9 +85,10 @@ def _fused_works(
     if width * dtype.itemsize > fused.WIDEST:
         return False
     generator = torch.Generator().manual_seed(0)
-    query = torch.randn(1, 2, 80, width, generator=generator).to(device, dtype)
-    key = torch.randn(1, 1, 96, width, generator=generator).to(device, dtype)
-    weights = torch.rand(1, 2, 80, generator=generator).to(device)
+    drawn: dict[str, Any] = {"generator": generator, "dtype": torch.float32, "device": "cpu"}
+    query = torch.randn(1, 2, 80, width, **drawn).to(device, dtype)
+    key = torch.randn(1, 1, 96, width, **drawn).to(device, dtype)
+    weights = torch.rand(1, 2, 80, **drawn).to(device)
     mask = None
     if mask_dtype is not None:
         mask = torch.ones(1, 1, 80, 96, dtype=torch.bool, device=device).tril(16)

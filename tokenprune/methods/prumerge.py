@@ -121,6 +121,6 @@ def outliers(scores: Tensor, among: Tensor) -> Tensor:
     bool, (batch, tokens)
     """
     values = scores.masked_fill(~among, float("nan"))
-    quarters = torch.tensor([0.25, 0.75], device=scores.device)
+    quarters = scores.new_tensor([0.25, 0.75])
     low, high = values.nanquantile(quarters, dim=1, keepdim=True)
     return among & (scores > high + 1.5 * (high - low))

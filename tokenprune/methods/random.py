@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -85,7 +85,13 @@ class Random(Method):
     def select(self, context: Context) -> Selection:
         """Draw this module's tokens."""
         visual = context.layout.mask
-        draws = torch.rand(visual.shape, generator=self._generator).to(visual.device)
-        extra = torch.rand(visual.shape[0], 1, generator=self._generator).to(visual.device)
+        # Neither torch's default dtype nor its default device may change the draws.
+        how: dict[str, Any] = {
+            "generator": self._generator,
+            "dtype": torch.float32,
+            "device": "cpu",
+        }
+        draws = torch.rand(visual.shape, **how).to(visual.device)
+        extra = torch.rand(visual.shape[0], 1, **how).to(visual.device)
         count = (self.config.keep[context.module] + extra).floor()
         return Selection(keep=highest(draws, visual, count))

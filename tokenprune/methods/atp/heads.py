@@ -70,8 +70,9 @@ class ThresholdHeads(nn.Module):
     def __init__(self, grid: tuple[int, int], hidden: int, start: tuple[float, float]) -> None:
         super().__init__()
         self.grid = grid
-        self.project = nn.Linear(2 * grid[0] * grid[1], hidden)
-        self.heads = nn.Linear(hidden, 2)
+        # Whatever torch's default dtype is: thresholds are decided in single precision.
+        self.project = nn.Linear(2 * grid[0] * grid[1], hidden, dtype=torch.float32)
+        self.heads = nn.Linear(hidden, 2, dtype=torch.float32)
         with torch.no_grad():
             self.heads.weight.mul_(0.1)
             self.heads.bias.copy_(torch.tensor(start))

@@ -40,7 +40,7 @@ def spatial_score(
     common = torch.gcd(layout.row, layout.col)
     if temporal:
         common = torch.gcd(common, layout.frame)
-    score = torch.zeros(placed.shape, device=placed.device)
+    score = torch.zeros(placed.shape, dtype=torch.float32, device=placed.device)
     for stride in sorted(strides):  # dense first, so that the sparsest grid has the last word
         rate = 1 / stride ** (3 if temporal else 2)
         score = torch.where(common % stride == 0, 1 - sample_weight * rate, score)
