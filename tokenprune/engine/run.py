@@ -15,6 +15,7 @@ from . import keys as cache_keys
 from .arguments import cache_in
 from .attention import backend_of
 from .compact import Survivors, gather_hidden, scatter_hidden, survivors
+from .finite import count_not_finite, raise_if_not_finite
 from .frames import TowerPass
 from .inputs import LayerInputs
 from .observer import Observer
@@ -269,8 +270,7 @@ class Run:
             changed = selection.hidden_states.to(states.device)
         # The one transfer to the host that dropping needs: the least and the most of each count.
         counts = {"alive": alive.sum(dim=1), "dropped": (present & ~alive).sum(dim=1)}
-        if selection.scores is not None:
-            counts["bad"] = (selection.scores.isnan() & visual).sum(dim=1)
+        counts |= count_not_finite(changed, selection, visual)
         if self.method.revives:
             gone = visual & ~alive
             counts["gone"] = gone.sum(dim=1)
@@ -285,11 +285,7 @@ class Run:
                 "into chunks? Which of them stay is decided by the whole prompt: run it in one "
                 "call, or inside tokenprune.paused(model)."
             )
-        if any(found.get("bad", ())):
-            raise FloatingPointError(
-                f"The scores after decoder layer {layer} are NaN: the model's hidden states are "
-                "NaN or overflow in this precision. Try bfloat16 or float32."
-            )
+        raise_if_not_finite(found, layer, self.method)
         if not any(found["dropped"]) and stage is self.stage:
             self.decisions.append(Decision(layer, None, selection.thresholds))
             return changed

@@ -58,7 +58,8 @@ def group_means(hidden: Tensor, members: Tensor, group: Tensor) -> Tensor:
     """
     weight = members.float()
     index = repeat(group, "b t -> b t d", d=hidden.shape[-1])
-    sums = torch.zeros_like(hidden, dtype=torch.float32)
-    sums = sums.scatter_add(1, index, hidden.float() * weight[..., None])
+    # Not times the weight: padding may hold NaN.
+    counted = torch.where(members[..., None], hidden.float(), 0.0)
+    sums = torch.zeros_like(counted).scatter_add(1, index, counted)
     sizes = torch.zeros_like(weight).scatter_add(1, group, weight).clamp(min=1)
     return (sums / sizes[..., None]).to(hidden.dtype)

@@ -101,8 +101,10 @@ class PruMerge(Method):
         share = attention[:, None].expand_as(likeness).gather(2, near.indices)
         share = torch.where(near.values.isfinite(), share, 0)
         weight = torch.zeros_like(likeness).scatter_add(2, near.indices, share)
-        added = weight @ context.hidden_states.float()
-        merged = (context.hidden_states.float() + added).to(context.hidden_states.dtype)
+        states = context.hidden_states.float()
+        # The weights are 0 at all others, whose states may be NaN where they are padding.
+        added = weight @ torch.where(gone[..., None], states, 0.0)
+        merged = (states + added).to(context.hidden_states.dtype)
         hidden = torch.where(keep[..., None], merged, context.hidden_states)
         return Selection(keep=keep, scores=attention, hidden_states=hidden)
 

@@ -140,7 +140,8 @@ class ATP(Method):
             # As numbers: a tensor made of them here would wait for the device.
             parts = zip(logits.unbind(dim=1), self.shifts, strict=True)
             logits = torch.stack([logit + shift for logit, shift in parts], dim=1)
-        thresholds = logits.sigmoid()
+        # Infinite logits would pass as thresholds of 0 or 1.
+        thresholds = torch.where(logits.isfinite(), logits.sigmoid(), torch.nan)
 
         margins = []
         if "redundant" in config.prunings:

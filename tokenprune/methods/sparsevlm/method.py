@@ -120,7 +120,8 @@ class SparseVLM(Method):
         total = context.layout.counts()
         if config.keep is None:
             # Far above rounding, so that a rank does not hang on it, or on the padding's width.
-            spare = total - torch.linalg.matrix_rank(attention, rtol=1e-3)
+            # NaN, which the rank does not take, is left to the engine's check of the scores.
+            spare = total - torch.linalg.matrix_rank(attention.nan_to_num(), rtol=1e-3)
             count = (total - (config.scale * spare).round().long())[:, None]
         else:
             count = counts(config.keep[context.module], total)
