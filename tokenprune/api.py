@@ -111,13 +111,15 @@ def unwrap(model: Model) -> Model:
     ------
     ValueError
         If the model is not wrapped.
+    RuntimeError
+        If it is called inside a forward or ``generate`` of the model, which is left as it was.
     """
     engine_of(model).detach(model)
     return model
 
 
 def paused(model: nn.Module) -> AbstractContextManager[None]:
-    """``with paused(model): ...``: no pruning inside, in this thread. Nests."""
+    """``with paused(model): ...``: no pruning inside, in the thread that enters it. Nests."""
     return engine_of(model).paused()
 
 

@@ -23,6 +23,7 @@ from . import frames, recompute
 from .arguments import bind, bind_layer, cache_in, check_placed, hidden_of, with_hidden
 from .attention import backend_of, function_of, has_windows, register, wrapped_name
 from .frames import Frame
+from .interrupts import guard, unguard
 from .latest import Latest
 from .record import Record
 from .run import Run
@@ -140,16 +141,32 @@ class Engine(nn.Module):
             else:
                 after(layers[n], partial(self._after_layer, module, n))
         after(layers[-1], self._after_last_layer)
+        guard(model, self, alone=False)
+        guard(core, self, alone=True)
         if hasattr(model, "generate"):
             # On the instance, where it covers the class's own until it is deleted.
             self._instance_generate = vars(model).get("generate")
             model.generate = partial(self._generate, model.generate)
 
     def detach(self, model: nn.Module) -> None:
-        """Take everything back that `attach` did."""
+        """Take everything back that `attach` did.
+
+        Raises
+        ------
+        RuntimeError
+            If a call of the model runs in this thread. Nothing is then changed.
+        """
+        if frames.is_running(self):
+            raise RuntimeError(
+                f"tokenprune.unwrap was called inside a forward or generate of this "
+                f"{type(model).__name__}, whose tokens may be dropped already: call it when that "
+                "has returned."
+            )
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        unguard(self.adapter.core(model))
+        unguard(model)
         if self.tower_layer:
             leave_tower(self.adapter.tower(model)[0])
         vars(model).pop("generate", None)
@@ -164,11 +181,11 @@ class Engine(nn.Module):
     @contextmanager
     def paused(self) -> Iterator[None]:
         """No pruning inside, in this thread."""
-        frames.pause(self)
+        ours = frames.pause(self)
         try:
             yield
         finally:
-            frames.resume(self)
+            frames.resume(ours)
 
     def _generate(self, generate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         # Not kept with the others: it cannot be pickled.

@@ -25,6 +25,7 @@ __all__ = [
     "generating",
     "given_rows",
     "is_paused",
+    "is_running",
     "note_tower",
     "pause",
     "pop",
@@ -106,10 +107,23 @@ class Generation:
     tower: TowerPass | None = None
 
 
+@dataclass(eq=False)
+class Pause:
+    """One use of ``paused``.
+
+    Attributes
+    ----------
+    engine : Engine, optional
+        Whose pruning it stops. None: it is over.
+    """
+
+    engine: Engine | None
+
+
 # A context variable: each thread and each task has its own.
 _STACK: ContextVar[tuple[Frame, ...]] = ContextVar("tokenprune_frames", default=())
 _GENERATION: ContextVar[Generation | None] = ContextVar("tokenprune_generation", default=None)
-_PAUSED: ContextVar[tuple[Engine, ...]] = ContextVar("tokenprune_paused", default=())
+_PAUSED: ContextVar[tuple[Pause, ...]] = ContextVar("tokenprune_paused", default=())
 
 
 def push(frame: Frame) -> None:
@@ -215,18 +229,31 @@ def given_rows(arguments: Mapping[str, Any]) -> int:
     return next(len(arguments[n]) for n in names if arguments.get(n) is not None)
 
 
-def pause(engine: Engine) -> None:
-    """Stop pruning in this thread. Nests."""
-    _PAUSED.set((*_PAUSED.get(), engine))
+def is_running(engine: Engine) -> bool:
+    """Whether a call of this engine's model, or of its ``generate``, runs in this thread."""
+    generation = _GENERATION.get()
+    return any(frame.engine is engine for frame in _STACK.get()) or (
+        generation is not None and generation.engine is engine
+    )
 
 
-def resume(engine: Engine) -> None:
-    """Undo one `pause`."""
-    paused = list(_PAUSED.get())
-    paused.remove(engine)
-    _PAUSED.set(tuple(paused))
+def pause(engine: Engine) -> Pause:
+    """Stop pruning in this thread until `resume` is given what this returns. Nests."""
+    ours = Pause(engine)
+    _PAUSED.set((*_paused(), ours))
+    return ours
+
+
+def resume(paused: Pause) -> None:
+    """Undo one `pause`, in the thread that asked for it, whichever thread this is."""
+    paused.engine = None
+    _PAUSED.set(_paused())
 
 
 def is_paused(engine: Engine) -> bool:
     """Whether this thread has paused the engine."""
-    return any(e is engine for e in _PAUSED.get())
+    return any(paused.engine is engine for paused in _PAUSED.get())
+
+
+def _paused() -> tuple[Pause, ...]:
+    return tuple(paused for paused in _PAUSED.get() if paused.engine is not None)

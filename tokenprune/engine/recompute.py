@@ -87,7 +87,13 @@ def kept_tensors() -> AbstractContextManager[Any]:
     """What our hooks save for the backward pass is theirs to keep, not the checkpoint's to redo."""
     if not torch.is_grad_enabled():
         return nullcontext()
-    return torch.autograd.graph.saved_tensors_hooks(_same, _same)
+    return torch.autograd.graph.saved_tensors_hooks(_detached, _same)
+
+
+def _detached(tensor: Tensor) -> Tensor:
+    # With its history, a result saved by the function that made it (a sigmoid's) would hold that
+    # function, and the function it: memory that only a backward pass gives back.
+    return tensor.detach()
 
 
 def _same(tensor: Tensor) -> Tensor:

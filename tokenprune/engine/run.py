@@ -82,8 +82,10 @@ class Run:
         self.memory: Any = None
         self.patches = patches
         self.tower: Tower | None = None
-        self.inputs = LayerInputs(self)
-        self.observer = Observer(self)
+        # They know the pass weakly: what it holds is freed at its end, not by the next collection
+        # of cycles, which running out of a device's memory does not set off.
+        self.inputs = LayerInputs(weakref.proxy(self))
+        self.observer = Observer(weakref.proxy(self))
         self.departed: Departed | None = None
         self.plain = plain
         self.first = self.stage = first
