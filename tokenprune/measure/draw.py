@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..config import is_whole, require
 from .stats import PruneStats
 
 __all__ = ["draw"]
@@ -53,8 +55,18 @@ def draw(
     ------
     ValueError
         If the batch has no such sample, the sample no such image, the image no such frame, or if
-        its tokens have no known place.
+        its tokens have no known place; if the picture is empty, or an argument of another type.
+        Nothing is then written.
     """
+    if not isinstance(stats, PruneStats):
+        raise ValueError(
+            f"stats is a {type(stats).__name__}: expected what tokenprune.stats(model) gives after "
+            "the model has seen the picture."
+        )
+    require(isinstance(path, str | Path), "path", path, "a path, as a str or pathlib.Path")
+    numbers = {"sample": sample, "image_number": image_number}
+    for name, number in (numbers if frame is None else numbers | {"frame": frame}).items():
+        require(is_whole(number), name, number, "a whole number")
     batch = stats.visual.shape[0]
     if not 0 <= sample < batch:
         raise ValueError(f"sample={sample}: expected 0 to {batch - 1}, the rows of this batch.")
@@ -97,12 +109,31 @@ def draw(
 
 
 def _as_picture(image: Image.Image | np.ndarray) -> Image.Image:
-    picture = image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
-    picture = picture.convert("RGB")
+    picture = _opened(image).convert("RGB")
     scale = max(1, -(-_PANEL // max(picture.size)))
     size = (picture.width * scale, picture.height * scale)
     # Whole-number steps without smoothing: small pictures stay sharp.
     return picture.resize(size, Image.Resampling.NEAREST)
+
+
+def _opened(image: Any) -> Image.Image:
+    expected = "expected a PIL image or a uint8 array (height, width, 3) of one pixel or more."
+    if isinstance(image, Image.Image):
+        if 0 in image.size:
+            raise ValueError(
+                f"image is a picture of {image.width} x {image.height} pixels: {expected}"
+            )
+        return image
+    if not hasattr(image, "__array__"):
+        raise ValueError(f"image is a {type(image).__name__}: {expected}")
+    array = np.asarray(image)
+    # Grey ones, and those with an opacity, are read too.
+    shaped = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
+    if array.dtype != np.uint8 or not shaped or 0 in array.shape:
+        raise ValueError(
+            f"image is an array of shape {array.shape} and dtype {array.dtype}: {expected}"
+        )
+    return Image.fromarray(array)
 
 
 def _dim(picture: Image.Image, kept: np.ndarray) -> Image.Image:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..config import require
 from ..engine import Engine, engine_of
 from ..engine.record import Record
 from ..methods.atp import ATP
@@ -18,6 +20,7 @@ __all__ = ["calibrate", "set_budget"]
 # Beyond this a shift of the logits moves no threshold that float32 can tell from 0 or 1.
 _LIMIT = 16.0
 _STEPS = 24
+_MOST = 2**31 - 1  # tokens, which are compared in int64
 _CLOSE = 0.003  # as a share of the target: well inside what other data will differ by
 
 
@@ -57,15 +60,12 @@ def calibrate(
     ------
     ValueError
         If a target is not above what the layers before the first module cost, or above all tokens;
-        if there are no batches, or they hold no image. The thresholds are then as they were.
+        if there are no batches, or they hold no image; if an argument is of another type. The
+        thresholds are then as they were.
     """
     engine, method = _atp_of(model)
-    batches = list(batches)
-    if not batches:
-        raise ValueError("batches is empty: expected at least one dict of the model's arguments.")
-    if max_kept is not None and max_kept < 1:
-        raise ValueError(f"max_kept={max_kept}: expected 1 or more, or None.")
-    targets = _targets(target_tokens)
+    targets, max_kept = _targets(target_tokens), _cap(max_kept)
+    batches = _batches(batches)
     before = method.runtime_state()
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -105,15 +105,63 @@ def set_budget(model: nn.Module, target_tokens: float) -> None:
         If nothing was calibrated, the target lies outside what was, or the method has no budget
         that can be turned.
     """
-    engine_of(model).method.set_budget(target_tokens)
+    method = engine_of(model).method
+    number = _number(target_tokens)
+    if number is None:
+        raise ValueError(f"target_tokens={target_tokens!r}: expected a number.")
+    method.set_budget(number)
+
+
+def _number(given: object) -> float | None:
+    """As a float, numpy's numbers too; None if it is no finite number."""
+    if not isinstance(given, Real) or isinstance(given, bool):
+        return None
+    try:
+        number = float(given)
+    except OverflowError:  # a whole number of hundreds of digits
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _targets(given: Any) -> list[float]:
-    if isinstance(given, Real):
-        return [float(given)]
-    if isinstance(given, str) or not isinstance(given, Iterable) or not (given := list(given)):
-        raise ValueError(f"target_tokens={given!r}: expected a number, or one number or more.")
-    return [float(target) for target in given]
+    several = isinstance(given, Iterable) and not isinstance(given, str | Mapping)
+    numbers = [_number(target) for target in (given if several else [given])]
+    expected = "a number, or a list of one or more"
+    require(bool(numbers) and None not in numbers, "target_tokens", given, expected)
+    return [number for number in numbers if number is not None]
+
+
+def _cap(given: Any) -> int | None:
+    if given is None:
+        return None
+    whole = isinstance(given, Integral) and not isinstance(given, bool)
+    cap = int(given) if whole else 0
+    require(0 < cap <= _MOST, "max_kept", given, f"a whole number from 1 to {_MOST}, or None")
+    return cap
+
+
+def _batches(given: Any) -> list[Mapping[str, Any]]:
+    expected = "dicts of the model's arguments, such as [processor(...), processor(...)]"
+    if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
+        raise ValueError(
+            f"batches is a {type(given).__name__}: expected a list, or another iterable, of "
+            f"{expected}."
+        )
+    batches = list(given)
+    if not batches:
+        raise ValueError("batches is empty: expected at least one dict of the model's arguments.")
+    for n, batch in enumerate(batches):
+        if not isinstance(batch, Mapping):
+            raise ValueError(
+                f"batches[{n}] is a {type(batch).__name__}: expected a dict of the model's "
+                "arguments."
+            )
+        for name in batch:
+            if not isinstance(name, str):
+                raise ValueError(
+                    f"batches[{n}] has the key {name!r}: expected names of arguments of the model."
+                )
+    return batches
 
 
 def _atp_of(model: nn.Module) -> tuple[Engine, ATP]:
