@@ -304,11 +304,11 @@ class Engine(nn.Module):
     def _after_core(self, core: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         frame = frames.top(self)
         run = None if frame is None else frame.run
+        if frame is not None and frame.alone:
+            frames.pop(self)
         if frame is None or run is None:
             return None
         run.close()
-        if frame.alone:
-            frames.pop(self)
         run.check_cache_was_seen(output)
         if output is None:
             frame.run = None
