@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import tokenprune as tp
 
 from .cases import LAYERS
+from .families import FAMILIES
 from .models import IMAGE, cache_of, make_batch, on_cache, tiny_llava, with_labels
 from .scripted import scripted
 
@@ -215,3 +216,21 @@ def test_the_decoder_called_on_something_else() -> None:
     script = torch.zeros(1, 1, 1, 6, 6, dtype=torch.bool)
     with scripted(model, (1,), script), pytest.raises(RuntimeError, match=r"runs on \(1, 42\)"):
         model(**batch)
+
+
+@pytest.mark.parametrize("whose", ["the model's", "the core's"])
+def test_images_without_their_sizes(whose: str) -> None:
+    """The refusal comes before the core runs, and leaves nothing behind."""
+    family = FAMILIES["qwen2_vl"]
+    model = family.build()
+    sample = {**family.sample(model, 1, seed=0)}
+    whole = sample.pop("image_grid_thw")
+    tp.wrap(model)
+    call = model if whose == "the model's" else model.model
+    with torch.no_grad():
+        with pytest.raises(ValueError, match=r"without 'image_grid_thw', which says how large"):
+            call(**sample)
+        call(**sample, image_grid_thw=whole)
+        with pytest.raises(ValueError, match="without 'image_grid_thw'"):
+            call(**sample)
+    tp.unwrap(model)  # no call of it is thought to be running

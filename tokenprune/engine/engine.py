@@ -238,6 +238,7 @@ class Engine(nn.Module):
     @torch.compiler.disable
     def _before_core(self, core: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         inputs = self._arguments("core", args, kwargs)
+        inputs = {name: value for name, value in inputs.items() if value is not None}
         frame = frames.top(self)
         if frame is not None and frame.alone:  # an interrupt left it
             frames.pop(self)
