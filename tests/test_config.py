@@ -89,6 +89,39 @@ def test_another_method_is_refused():
         config_from({})
 
 
+DEEP = "[" * 100_000 + "]" * 100_000
+BAD_JSON = {
+    "not json": ("{", "Expecting"),
+    "a list": ("[1]", "a list: expected an object"),
+    "deep": (f'{{"layers": {DEEP}}}', "nested too deeply"),
+    "a key twice": ('{"hidden": 8, "hidden": 9}', "key twice"),
+    "NaN": ('{"temperature": NaN}', "NaN"),
+    "infinity": ('{"temperature": -Infinity}', "Infinity"),
+    "overflow": ('{"temperature": 1e999}', "overflows"),
+    "309 digits": (f'{{"temperature": {10**308}}}', "309 digits"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_JSON)
+def test_json_that_is_read_one_way_only(name):
+    text, message = BAD_JSON[name]
+    with pytest.raises(ValueError, match=message):
+        ATPConfig.from_json(text)
+
+
+@pytest.mark.parametrize("name", [[], {}, 1, True, ("atp",), "x" * 10**6], ids=lambda n: str(n)[:9])
+def test_a_method_that_is_no_name_is_refused(name):
+    with pytest.raises(ValueError, match=r"^method=.+ is not known: expected one of") as error:
+        config_from({"method": name})
+    assert len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize("values", [None, [1], "x", 3], ids=repr)
+def test_what_is_no_dictionary_is_refused(values):
+    with pytest.raises(ValueError, match="expected a dictionary"):
+        ATPConfig.from_dict(values)
+
+
 def test_a_configuration_cannot_be_changed():
     config = ATPConfig()
     with pytest.raises(dataclasses.FrozenInstanceError):

@@ -12,6 +12,7 @@ import torch
 import tokenprune as tp
 from tokenprune import atomic, io, saved
 from tokenprune.engine import engine_of
+from tokenprune.methods import METHODS
 
 from .heads_files import (
     CONFIG,
@@ -221,6 +222,21 @@ def test_half_precision_models_keep_their_heads_exact(tmp_path):
     for name, value in method(model).state_dict().items():
         assert method(other).state_dict()[name].dtype == torch.float32
         assert torch.equal(method(other).state_dict()[name], value)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_every_method_comes_back(tmp_path, name):
+    """Most have no tensors: the file is then a configuration."""
+    options = {"atp": {"target_tokens": 30}, "random": {"keep": (9,)}}.get(name, {})
+    layers = {"layers": (1,)} if name in ("atp", "random", "pyramiddrop", "sparsevlm") else {}
+    model = tp.wrap(base(), METHODS[name][0](**options, **layers))
+    if name == "matryoshka":
+        tp.set_budget(model, 9)
+    other = tp.wrap(base(), tp.save_heads(model, tmp_path))
+    assert engine_of(other).config == engine_of(model).config
+    assert method(other).runtime_state() == method(model).runtime_state()
+    tp.load_heads(other, tmp_path)
+    assert torch.equal(run(other)[0], run(model)[0]) or name == "random"
 
 
 def test_saving_again_replaces(heads):
