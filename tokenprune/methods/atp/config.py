@@ -186,7 +186,7 @@ class ATPConfig(LayersConfig):
             most = _MOST_WEIGHTS // (2 * self.hidden)
             expected = f"at most {most} cells with hidden={self.hidden}"
             require(self.grid[0] * self.grid[1] <= most, "grid", self.grid, expected)
-        self._check_number("temperature", "more than 0, at most 1e6", lambda n: 0 < n <= 1e6)
+        self._check_number("temperature", "more than 0, at most 1e9", lambda n: 0 < n <= 1e9)
         # The floor's logarithm is taken in float32.
         self._check_number("floor", "from 1e-30, below 1", lambda n: 1e-30 <= n < 1)
         for name in ("atp_weight", "target_weight"):
