@@ -2,6 +2,9 @@
 
     python -m benchmarks.vlm_eval --model tokenprune \
         --model_args pretrained=llava-hf/llava-1.5-7b-hf,heads=out/heads --tasks pope,gqa
+
+Compare results of one ``--batch_size`` only: some models lose accuracy with the batch, unpruned too
+(lmms-eval#648).
 """
 
 from __future__ import annotations

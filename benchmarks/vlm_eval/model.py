@@ -36,7 +36,8 @@ class TokenPrune(lmms):
     ----------
     pretrained : str
     batch_size : int
-        Prompts in one call of ``generate``.
+        Prompts in one call of ``generate``. Compare results of one size only: some models lose
+        accuracy with the batch, unpruned too (lmms-eval#648).
     device : str, optional
         Ignored when several processes run, each of which has its own.
     **given
