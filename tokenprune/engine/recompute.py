@@ -14,6 +14,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 __all__ = ["check", "check_dropping", "kept_tensors", "mask_again", "remember"]
 
@@ -41,8 +42,9 @@ def check(layer: nn.Module) -> None:
         )
 
 
-# Whether the checkpoint is around the hooks: transformers 4.
-HOOKS_RUN_AGAIN = int(transformers.__version__.split(".")[0]) < 5
+# Whether the checkpoint is around the layer's call, hooks included, as before transformers 5.23,
+# or around its forward only.
+HOOKS_RUN_AGAIN = "__call__" in vars(GradientCheckpointingLayer)
 
 
 def check_dropping(layer: nn.Module) -> None:
@@ -59,7 +61,7 @@ def check_dropping(layer: nn.Module) -> None:
             f"Gradient checkpointing of transformers {transformers.__version__} runs a layer's "
             "hooks again, where tokens are gone already: call "
             "model.gradient_checkpointing_disable() to train under this method, or use "
-            "transformers 5. (Training ATP's heads works with either.)"
+            "transformers 5.23 or newer. (Training ATP's heads works with either.)"
         )
 
 
