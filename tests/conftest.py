@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 settings.register_profile(
     "default",
@@ -30,6 +30,11 @@ settings.register_profile(
     settings.get_profile("thorough"),
     max_examples=int(os.environ.get("FUZZ_EXAMPLES", "1000")),
     print_blob=True,
+)
+settings.register_profile(
+# Where time is short: an example that fails is reported as it is, and not made smaller for minutes.
+settings.register_profile(
+    "unshrunk", settings.get_profile("default"), phases=(Phase.explicit, Phase.generate)
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 

@@ -1,11 +1,12 @@
 """Invariant 5, as `generate` drives it: its words are those of the reference and of each other."""
 
 import inspect
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from torch import Tensor
 from transformers import GenerationConfig
 
@@ -37,6 +38,25 @@ def answers(model: Any, batch: Batch, **arguments: Any) -> Tensor:
     return ids[:, batch["input_ids"].shape[1] :]
 
 
+@cache
+def repeats_pictures() -> bool:
+    """Whether `generate` gives each repeated row its own pictures, in an unwrapped model.
+
+    transformers 5.17 mixes them up where a prompt has several: it repeats picture by picture.
+    """
+    model, batch = tiny_llava(layers=2), make_batch([(1, IMAGE, 1, IMAGE, 1)])
+    found = []
+    for rows, times in ((batch, 2), (repeated(batch, 2), 1)):
+        torch.manual_seed(0)
+        found.append(answers(model, rows, do_sample=True, num_return_sequences=times))
+    return torch.equal(*found)
+
+
+def repeatable(case: Case) -> bool:
+    """Whether rows of the case may be repeated by `generate`."""
+    return all(prompt.count(IMAGE) < 2 for prompt in case.prompts) or repeats_pictures()
+
+
 @pytest.mark.parametrize("use_cache", [True, False])
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @given(case=cases())
@@ -61,6 +81,7 @@ def test_greedy_equals_the_reference(device: str, attn: str, use_cache: bool, ca
 )
 @given(case=cases(rows=2, image=True))
 def test_cached_equals_uncached(device: str, arguments: dict, case: Case) -> None:
+    assume("num_beams" not in arguments or repeatable(case))
     case = left(case)
     model = model_of(device=device)
     batch = case.batch(device)
@@ -75,6 +96,7 @@ def test_cached_equals_uncached(device: str, arguments: dict, case: Case) -> Non
 @given(case=cases(rows=2, image=True))
 def test_sampled_sequences_are_rows_of_their_own(device: str, case: Case) -> None:
     """Several sequences of a prompt are what the prompt several times in the batch gives."""
+    assume(repeatable(case))
     case = left(case)
     model = model_of(device=device)
     batch = case.batch(device)

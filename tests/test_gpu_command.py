@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from hypothesis import Phase, settings
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # benchmarks are not installed
@@ -164,6 +165,7 @@ def test_without_the_device_nothing_is_tried(tmp_path: Path) -> None:
 
 def test_the_steps_fit_into_nine_minutes() -> None:
     assert sum(step.seconds for step in STEPS) <= 520
+    assert Phase.shrink not in settings.get_profile("unshrunk").phases  # minutes for a failure
     for step in STEPS[3:]:
         assert speed.shape_of(Job(step.name, "cuda", False, 1, Path("x"))) in SHAPES.values()
     for name in properties.FILES:
@@ -175,11 +177,12 @@ def pytest_addoption(parser):
     parser.addoption("--device")
 """
 TESTS = """
+import os
 import sys
-import time
 import pytest
 
 def test_passes():
+    assert os.environ["HYPOTHESIS_PROFILE"] == "unshrunk"
     assert any("benchmarks.gpu" in name for name in sys.modules)
 
 @pytest.mark.parametrize("n", [1, 2])

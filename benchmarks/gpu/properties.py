@@ -80,8 +80,8 @@ def run_files(files: Sequence[str], device: str, seconds: float) -> dict[str, An
 
 def _run(command: Sequence[str], seconds: float) -> tuple[int, bool]:
     """pytest's exit status, and whether it had to be interrupted."""
-    # The same examples on every machine: the profile that `make test` has.
-    env = {**os.environ, "HYPOTHESIS_PROFILE": "default", "OMP_NUM_THREADS": "1"}
+    # The examples of `make test`, the same on every machine.
+    env = {**os.environ, "HYPOTHESIS_PROFILE": "unshrunk", "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL) as process:
         try:
             return process.wait(timeout=max(1.0, seconds)), False

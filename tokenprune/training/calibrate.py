@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..config import require
+from ..config import MOST_TOKENS, require
 from ..engine import Engine, engine_of
 from ..engine.record import Record
 from ..methods.atp import ATP
@@ -20,7 +20,6 @@ __all__ = ["calibrate", "set_budget"]
 # Beyond this a shift of the logits moves no threshold that float32 can tell from 0 or 1.
 _LIMIT = 16.0
 _STEPS = 24
-_MOST = 2**31 - 1  # tokens, which are compared in int64
 _CLOSE = 0.003  # as a share of the target: well inside what other data will differ by
 
 
@@ -136,7 +135,12 @@ def _cap(given: Any) -> int | None:
         return None
     whole = isinstance(given, Integral) and not isinstance(given, bool)
     cap = int(given) if whole else 0
-    require(0 < cap <= _MOST, "max_kept", given, f"a whole number from 1 to {_MOST}, or None")
+    require(
+        0 < cap <= MOST_TOKENS,
+        "max_kept",
+        given,
+        f"a whole number from 1 to {MOST_TOKENS}, or None",
+    )
     return cap
 
 
