@@ -32,9 +32,10 @@ settings.register_profile(
     print_blob=True,
 )
 settings.register_profile(
-# Where time is short: an example that fails is reported as it is, and not made smaller for minutes.
-settings.register_profile(
-    "unshrunk", settings.get_profile("default"), phases=(Phase.explicit, Phase.generate)
+    # Where time is short: a failing example is reported as it is, not made smaller for minutes.
+    "unshrunk",
+    settings.get_profile("default"),
+    phases=(Phase.explicit, Phase.generate),
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 

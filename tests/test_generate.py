@@ -193,3 +193,15 @@ def test_a_prompt_cut_inside_an_image_is_refused() -> None:
     tp.wrap(model, tp.DivPruneConfig(keep=9))
     with torch.no_grad(), pytest.raises(ValueError, match="not those of whole images"):
         model(input_ids=batch["input_ids"][:, :13], mm_encoder_outputs={"image": features})
+
+
+def test_renumbered_positions_need_no_cache() -> None:
+    """On a cache, words after the prompt would have positions that no survivor's go with."""
+    model = tiny_llava(layers=LAYERS)
+    batch = make_batch([(3, IMAGE, 4)])
+    tp.wrap(model, tp.ATPConfig(layers=(0, 2), target_tokens=20, preserve_positions=False))
+    words = model.generate(**batch, max_new_tokens=3, use_cache=False)
+    with pytest.raises(ValueError, match="generate with use_cache=False"):
+        model.generate(**batch, max_new_tokens=3)
+    one = model.generate(**batch, max_new_tokens=1)
+    assert torch.equal(one, words[:, : one.shape[1]])

@@ -107,6 +107,12 @@ class Run:
             caches.check_lengths(cache, self.old_keys, self.past, hidden.shape[0])
         elif cache is not None:
             caches.forget(cache)  # emptied since, and used again
+        if self.old_keys and not self.method.keeps_positions:
+            raise ValueError(
+                "Survivors that are numbered anew (preserve_positions=False) leave no right "
+                "positions for words that follow on a key-value cache, which transformers counts "
+                "by the whole prompt: generate with use_cache=False."
+            )
         if self.first is None:
             return
         located = self.first.layout.mask.shape

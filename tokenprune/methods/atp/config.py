@@ -58,7 +58,7 @@ class ATPConfig(LayersConfig):
         Which of the two masks keep a token.
     preserve_positions : bool
         Whether survivors keep their original positions. Off: numbered anew without gaps, the
-        paper's ablation.
+        paper's ablation; ``generate`` then needs ``use_cache=False``.
     revival : bool
         Whether tokens dropped at one module can come back at the next, with the hidden state they
         left with, if they score above its threshold there: scores are then over all visual tokens
