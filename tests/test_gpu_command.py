@@ -232,8 +232,11 @@ def test_tests_that_take_too_long_are_cut(suite: Path, monkeypatch: pytest.Monke
     """By workers side by side, if there are such; what ran before is counted."""
     began = suite.with_name("began")
     suite.write_text(
-        "import pathlib, time\ndef test_a(): pass\n"
-        f"def test_b(): pathlib.Path({str(began)!r}).touch(); time.sleep(60)\n"
+        f"import pathlib, time\na, b = map(pathlib.Path, ({str(suite) + '.a'!r}, {str(began)!r}))\n"
+        "def test_a(): a.touch()\n"
+        # Another worker's: the first test's report is given time to arrive.
+        "def test_b():\n while not a.exists(): time.sleep(0.1)\n"
+        " time.sleep(2); b.touch(); time.sleep(60)\n"
     )
 
     class Patient(subprocess.Popen):  # type: ignore[type-arg]
