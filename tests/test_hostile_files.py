@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 import tokenprune as tp
 from tokenprune.engine import engine_of
 
+from .counting import count
 from .heads_files import CONFIG, HEADS, edit, edit_header, edit_text, read, write, write_older
 from .models import tiny_llava
 from .savers import wrapped
@@ -123,7 +124,9 @@ def try_content(content: bytes) -> bool:
         folder = Path(name, "heads")
         folder.mkdir()
         (folder / HEADS).write_bytes(content)
-        return loads_exactly_or_not_at_all(folder)
+        loaded = loads_exactly_or_not_at_all(folder)
+        count("files loaded as they were saved" if loaded else "files refused")
+        return loaded
 
 
 def examples(times: int) -> settings:

@@ -17,6 +17,7 @@ from tokenprune.config import MethodConfig
 from tokenprune.engine import frames, observer
 
 from .cases import LAYERS, model_of
+from .counting import count
 from .models import IMAGE, make_batch, with_labels
 from .test_methods import EVERY, ids
 from .test_threads import hook_count
@@ -169,6 +170,7 @@ def test_stopped_anywhere(config: MethodConfig, way: str) -> None:
             held = made.alive()
             assert not held, f"{what}: {held} tensors of the failed pass are held"
             assert_equal(run(model, way, batch), wanted, what)
+            count("passes stopped in the middle")
     finally:
         model.eval()
         tp.unwrap(model)

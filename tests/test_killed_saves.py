@@ -15,6 +15,7 @@ import pytest
 
 import tokenprune as tp
 
+from .counting import count
 from .heads_files import CONFIG, HEADS, read, write_older
 from .savers import Savers, savers, set_all, value_of, wrapped
 
@@ -58,6 +59,7 @@ def test_a_kill_at_any_time_leaves_heads_that_load(process: Savers, tmp_path: Pa
         tp.load_heads(model, folder)
         assert first <= value_of(model) < first + 1000
         left += files(folder) != [HEADS]
+        count("kills in a save loop")
         set_all(model, -first)
         tp.save_heads(model, folder)
         assert files(folder) == [HEADS]
@@ -116,6 +118,7 @@ def test_two_savers_beside_a_reader(process: Savers, tmp_path: Path) -> None:
         tp.load_heads(model, folder)
         seen.add(value_of(model))
         loads += 1
+        count("loads beside two savers")
     for child in children:
         process.kill(child)
     set_all(model, 1)

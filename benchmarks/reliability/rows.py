@@ -88,13 +88,32 @@ ROWS = (
         hypothesis=True,
     ),
     Row(
+        "Hostile values",
+        "Values of every kind in every field of every configuration: refused by the field's name, "
+        "or the model runs with them.",
+        "tests/test_hostile_values.py",
+    ),
+    Row(
+        "NaN and infinity",
+        "In heads, hidden states and pixels, under every method: an error that says where, and "
+        "none at padding and text.",
+        "tests/test_not_finite.py",
+    ),
+    Row(
+        "Calls at the wrong time",
+        "Calls on what is no wrapped model, inside a forward, in another thread: right, or refused "
+        "in a sentence with nothing changed.",
+        "tests/test_misuse.py",
+    ),
+    Row(
         "Out of memory and interrupts",
-        "Errors thrown in the middle of a pass: the next pass is right.",
+        "Errors thrown in the middle of a pass: no memory is held, and the next pass is right.",
         "tests/test_interrupted.py",
     ),
     Row(
         "Renamed arguments",
-        "Each argument that the engine relies on, renamed in a copy of a model: refused, or right.",
+        "Each argument that the engine relies on, renamed in a model, under every method, in a "
+        "forward and in generate with and without a cache: refused, or right.",
         "tests/test_renamed_arguments.py",
     ),
     Row(
