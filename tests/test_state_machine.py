@@ -24,7 +24,7 @@ import tokenprune as tp
 
 from .cases import prompts
 from .machine import SettingsMachine
-from .models import PAD, Batch, make_batch, row_alone, with_labels
+from .models import PAD, Batch, cache_of, make_batch, on_cache, row_alone, with_labels
 from .plain_model import Conversation, Settings
 from .ragged import RAGGED, STEPS, Ragged, answer, assert_best, at_a_tie
 from .reference import Reference
@@ -168,7 +168,7 @@ class Machine(SettingsMachine):
             ids = torch.cat([first.sequences, question], dim=1)
             mask = grown(batch["attention_mask"], ids.shape[1] - batch["input_ids"].shape[1])
             second = {"input_ids": ids, "attention_mask": mask}
-            return self.words(model, second, past_key_values=first.past_key_values)
+            return self.words(model, second, **on_cache(model, cache_of(first)))
 
         assert both_turns(self.model) == both_turns(fresh), "not what a fresh model says"
 
@@ -183,7 +183,7 @@ class Machine(SettingsMachine):
         mask = batch["attention_mask"]
         self.plain.assert_logits(out.logits, rows, mask)
         whole = mask.shape[1] if self.plain.dropped_nothing(self.model, batch) else 0
-        self.talks.append(Conversation(out.past_key_values, mask, rows, whole))
+        self.talks.append(Conversation(cache_of(out), mask, rows, whole))
 
     def go_on(self, talk: Conversation, new: Batch) -> None:
         """A forward on the cache with new tokens, the same number in each row."""
