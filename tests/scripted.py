@@ -8,20 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tokenprune.adapters import adapter_for
 from torch import Tensor
 
 import tokenprune as tp
-from tokenprune.config import MethodConfig
-from tokenprune.engine import Engine
 from tokenprune.methods.base import Context, Method, Selection
 
 from .models import IMAGE_TOKEN, Batch
-
-
-@dataclass(frozen=True)
-class ScriptedConfig(MethodConfig):
-    method = "scripted"
 
 
 SPARED = (7, 20, 33, 46, 59)
@@ -111,15 +103,9 @@ class Scripted(Method):
 def attach(
     model: Any, layers: Sequence[int], script: Script | Tensor, needs: Sequence[str] = ()
 ) -> Scripted:
-    """Wrap a model with a script, as `tokenprune.wrap` does with its own methods."""
-    return attach_method(model, Scripted(layers, script, needs))
-
-
-def attach_method(model: Any, method: Scripted) -> Scripted:
-    """Wrap a model with a method that the library does not have."""
-    engine = Engine(method, adapter_for(model), ScriptedConfig())
-    engine.train(model.training)
-    engine.attach(model)
+    """Wrap a model with a script."""
+    method = Scripted(layers, script, needs)
+    tp.wrap(model, method)
     return method
 
 

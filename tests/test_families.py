@@ -22,12 +22,10 @@ from torch import Tensor
 import tokenprune as tp
 from tokenprune import adapters
 from tokenprune.config import MethodConfig
-from tokenprune.engine import Engine
 from tokenprune.methods.base import Context, Method, Selection
 
 from .families import FAMILIES, Family
 from .families.base import release
-from .scripted import ScriptedConfig
 from .tolerance import assert_close
 
 # Wider than any grid here, and one more for tokens without a place.
@@ -130,9 +128,7 @@ def cases(family: Family) -> st.SearchStrategy[Case]:
 
 @contextmanager
 def wrapped(model: Any, method: Method) -> Iterator[None]:
-    engine = Engine(method, adapter_for(model), ScriptedConfig())
-    engine.train(model.training)
-    engine.attach(model)
+    tp.wrap(model, method)
     try:
         yield
     finally:

@@ -8,13 +8,14 @@ import pytest
 import torch
 from hypothesis import given
 
+import tokenprune as tp
 from tokenprune.engine import observer
 from tokenprune.kernels import attention_received
 from tokenprune.methods.base import Context
 
 from .cases import LAYERS, Case, cases, model_of
 from .models import IMAGE, cache_of, is_text, make_batch, on_cache, tiny_llava
-from .scripted import Scripted, attach_method, scripted
+from .scripted import Scripted, scripted
 from .tolerance import assert_close
 
 NEEDS = ("visual", "prompt", "last", "each")
@@ -101,7 +102,7 @@ def test_the_towers_class_token(device: str, attn: str, back: int) -> None:
         wanted = eager(batch["pixel_values"], output_attentions=True).attentions[0]
     method = Scripted((-1,), torch.ones(1, 3, 2, 6, 6, dtype=torch.bool))
     method.tower_layer = -back
-    attach_method(model, method)
+    tp.wrap(model, method)
     with torch.no_grad():
         model(**batch)
     handle.remove()

@@ -12,30 +12,40 @@ from torch import Tensor, nn
 
 from tokenprune.adapters import adapter_for, verified
 
-from .config import MethodConfig, ModelFacts
+from .config import MethodConfig, ModelFacts, checked_layers, shown
 from .engine import ATTRIBUTE, Engine, engine_of
 from .engine.attention import register
 from .io import facts_of, read_heads
 from .measure.cost import DecoderShape
 from .measure.stats import PruneStats
 from .measure.track import Tracker
-from .methods import METHODS, ATPConfig, build
+from .methods import METHODS, NEEDS, ATPConfig, Method, build
 from .releases import warn_if_newer
 
-__all__ = ["losses", "paused", "stats", "supported", "track", "unwrap", "wrap"]
+__all__ = [
+    "is_wrapped",
+    "losses",
+    "paused",
+    "stats",
+    "supported",
+    "track",
+    "unwrap",
+    "wrap",
+]
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def wrap(model: Model, method: MethodConfig | str | Path | None = None) -> Model:
+def wrap(model: Model, method: MethodConfig | Method | str | Path | None = None) -> Model:
     """Make a vision-language model drop visual tokens. The model is changed in place.
 
     Parameters
     ----------
     model : nn.Module
         A transformers model of a supported family (`supported`), or a PEFT model around one.
-    method : MethodConfig, path or hub id, optional
-        The method's configuration, or saved heads to load. None: `ATPConfig()`.
+    method : MethodConfig, Method, path or hub id, optional
+        The method's configuration, a method of your own, or saved heads to load. None:
+        `ATPConfig()`.
 
     Returns
     -------
@@ -50,7 +60,7 @@ def wrap(model: Model, method: MethodConfig | str | Path | None = None) -> Model
     FileNotFoundError
         If there are no heads at the path or hub id.
     """
-    if isinstance(getattr(model, ATTRIBUTE, None), Engine):
+    if is_wrapped(model):
         raise ValueError(
             f"This {type(model).__name__} is wrapped already: call tokenprune.unwrap(model) first."
         )
@@ -63,19 +73,6 @@ def wrap(model: Model, method: MethodConfig | str | Path | None = None) -> Model
     adapter = adapter_for(model)
     adapter.check(model)
     register(adapter.text_config(model)._attn_implementation or "eager")
-    heads = None
-    if isinstance(method, str | Path):
-        heads = read_heads(method, facts_of(model, adapter))
-        config = heads.config
-    elif method is None:
-        config = ATPConfig()
-    elif isinstance(method, MethodConfig):
-        config = method
-    else:
-        raise ValueError(
-            f"method is a {type(method).__name__}: expected a configuration such as ATPConfig(), "
-            "the path or hub id of saved heads, or None."
-        )
     num_layers = len(adapter.decoder_layers(model))
     facts = ModelFacts(
         num_layers,
@@ -83,10 +80,23 @@ def wrap(model: Model, method: MethodConfig | str | Path | None = None) -> Model
         adapter.default_layers(num_layers),
         adapter.first_layer(model),
     )
-    config = config.fitted(facts)
-    # Drawn on the CPU, whatever torch's default device is, so that a seed gives the same heads.
-    with torch.device("cpu"):
-        engine = Engine(build(config, facts), adapter, config)
+    heads = read_heads(method, facts_of(model, adapter)) if isinstance(method, str | Path) else None
+    asked = heads.config if heads is not None else ATPConfig() if method is None else method
+    config: MethodConfig | None = None
+    if isinstance(asked, MethodConfig):
+        config = asked.fitted(facts)
+        # Drawn on the CPU, whatever torch's default device is, so that a seed gives the same heads.
+        with torch.device("cpu"):
+            built = build(config, facts)
+    elif isinstance(asked, Method):
+        built = asked
+    else:
+        raise ValueError(
+            f"method is a {type(method).__name__}: expected a configuration such as ATPConfig(), a "
+            "Method, the path or hub id of saved heads, or None."
+        )
+    _check_method(built, facts)
+    engine = Engine(built, adapter, config)
     weights = (*adapter.decoder_layers(model).parameters(), *model.parameters())
     # Offloaded weights have no device of their own.
     devices = (p.device for p in weights if p.device.type != "meta")
@@ -97,6 +107,28 @@ def wrap(model: Model, method: MethodConfig | str | Path | None = None) -> Model
         heads.load_into(engine.method)
     engine.attach(model)
     return model
+
+
+def _check_method(method: Method, facts: ModelFacts) -> None:
+    """Raise ValueError if a method, of whoever it is, asks for what there is not."""
+    facts.check(checked_layers(getattr(method, "layers", None), earliest=-1))
+    if unknown := sorted(set(method.needs) - NEEDS, key=str):
+        raise ValueError(
+            f"{type(method).__name__}.needs names {shown(unknown)}: expected some of "
+            f"{sorted(NEEDS)}."
+        )
+
+
+def is_wrapped(model: object) -> bool:
+    """Return whether `wrap` has changed this model, and `unwrap` has not changed it back.
+
+    Examples
+    --------
+    >>> import torch, tokenprune as tp
+    >>> tp.is_wrapped(torch.nn.Linear(1, 1))
+    False
+    """
+    return isinstance(getattr(model, ATTRIBUTE, None), Engine)
 
 
 def unwrap(model: Model) -> Model:

@@ -23,7 +23,7 @@ from torch import nn
 from ._version import __version__
 from .atomic import replace_file
 from .config import MethodConfig, shown
-from .engine import engine_of
+from .engine import Engine, engine_of
 from .heads_file import pack
 from .saved import CONFIG, HEADS, Heads, named, open_heads, parsed, path_of
 
@@ -59,6 +59,7 @@ def save_heads(model: nn.Module, folder: str | Path) -> Path:
         If the folder cannot be made or written; what it held is then as it was.
     """
     engine = engine_of(model)
+    config = _config_of(engine)
     path = path_of(folder)
     state = engine.method.state_dict()
     # Copies: training may go on in another thread.
@@ -68,12 +69,12 @@ def save_heads(model: nn.Module, folder: str | Path) -> Path:
         runtime = engine.method.runtime_state()
         # On a copy of the module that shares its parameters: another thread may move the budget.
         copy.copy(engine.method).load_runtime_state(runtime)
-        config = engine.config.to_dict()
-        about = {"tokenprune_version": __version__, **facts, "config": config, "runtime": runtime}
+        said = config.to_dict()
+        about = {"tokenprune_version": __version__, **facts, "config": said, "runtime": runtime}
         content = pack(about, tensors)
         opened = parsed(path / HEADS, BytesIO(content))
         assert opened is not None  # `pack` writes the metadata
-        opened.read(facts, engine.config).check(engine.method)
+        opened.read(facts, config).check(engine.method)
     except ValueError as error:
         raise ValueError(
             f"These heads are not saved, since they would not load again: {error}"
@@ -119,7 +120,17 @@ def load_heads(model: nn.Module, source: str | Path) -> None:
     """
     engine = engine_of(model)
     facts = facts_of(model, engine.adapter)
-    read_heads(source, facts, engine.config).load_into(engine.method)
+    read_heads(source, facts, _config_of(engine)).load_into(engine.method)
+
+
+def _config_of(engine: Engine) -> MethodConfig:
+    if engine.config is None:
+        raise ValueError(
+            f"The model was wrapped with a {type(engine.method).__name__} as it is, and nothing "
+            "says how to build it again: to save and load heads, register it with "
+            "tokenprune.register_method and wrap the model with its configuration."
+        )
+    return engine.config
 
 
 def read_config(source: str | Path) -> MethodConfig:

@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenprune as tp
-from tokenprune.engine import engine_of
 from tokenprune.methods.atp import ATP
-from tokenprune.methods.base import Context, Selection
 from tokenprune.methods.ranking import highest
 
 from .setting import PLACES, Setting, atp, calibration, measure, questions_of, unpruned
@@ -18,23 +16,36 @@ __all__ = ["fix", "run"]
 
 
 class Fixed(ATP):
-    """ATP that keeps so many tokens of every picture: those farthest above its thresholds."""
+    """ATP that keeps so many tokens of every picture: those farthest above its thresholds.
 
-    counts: tuple[float, ...] = ()
+    Parameters
+    ----------
+    adaptive : ATP
+        Whose heads and thresholds it has.
+    visual_tokens : int
+        Tokens of one image.
+    counts : tuple of float
+        Tokens that stay after each step.
+    """
 
-    def select(self, context: Context) -> Selection:
-        """The same number for each row, from the same heads' margins."""
+    def __init__(self, adaptive: ATP, visual_tokens: int, counts: tuple[float, ...]) -> None:
+        super().__init__(adaptive.config, visual_tokens)
+        self.load_state_dict(adaptive.state_dict())
+        self.load_runtime_state(adaptive.runtime_state())
+        self.counts = counts
+
+    def select(self, context: tp.Context) -> tp.Selection:
+        """Keep the same number in each row, by the same heads' margins."""
         margin, redundant, thresholds = self.margins(context)
         count = round(self.counts[context.module])
         keep = highest(margin, context.layout.mask, count)
-        return Selection(keep=keep, scores=redundant, thresholds=thresholds.detach())
+        return tp.Selection(keep=keep, scores=redundant, thresholds=thresholds.detach())
 
 
 def fix(model: Any, counts: tuple[float, ...]) -> None:
     """Let a model wrapped with ATP keep the same counts of every picture."""
-    method: Any = engine_of(model).method
-    method.__class__ = Fixed  # the same heads, read otherwise
-    method.counts = counts
+    adaptive = model.tokenprune.method
+    tp.wrap(tp.unwrap(model), Fixed(adaptive, model.config.image_seq_length, counts))
 
 
 def run(setting: Setting, results: Path, work: Path) -> None:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tokenprune.engine import engine_of
-from tokenprune.methods.base import Context, Selection
+import tokenprune as tp
 
 from .shapes import Shape
 
-__all__ = ["COMPLEX", "SIMPLE", "Kept", "force", "kept_of"]
+__all__ = ["COMPLEX", "SIMPLE", "Forced", "Kept", "force", "kept_of"]
 
 # The paper's counts after its three modules, of 576 (its visualisation).
 COMPLEX, SIMPLE = (143, 109, 21), (106, 81, 19)
@@ -44,14 +43,33 @@ def kept_of(shape: Shape, batch: int, device: str, ragged: bool) -> Kept:
     return Kept(tuple(after))
 
 
+class Forced(tp.Method):
+    """Decide as another method does, and keep what is written down.
+
+    Parameters
+    ----------
+    method : Method
+        The one that decides: its time counts, its answer does not.
+    kept : Kept
+    """
+
+    def __init__(self, method: tp.Method, kept: Kept) -> None:
+        super().__init__()
+        self.method, self.kept = method, kept
+        self.layers, self.needs = method.layers, method.needs
+
+    def begin(self, context: tp.Context) -> Any:
+        """Begin as the method does."""
+        return self.method.begin(context)
+
+    def select(self, context: tp.Context) -> tp.Selection:
+        """Keep what is written down."""
+        selection = self.method.select(context)
+        keep = self.kept.after[context.module].gather(1, context.positions)
+        return replace(selection, keep=keep)
+
+
 def force(model: Any, kept: Kept) -> None:
     """Let a wrapped model decide as it does, and keep what is written down."""
-    method: Any = engine_of(model).method
-    decide = type(method).select
-
-    def select(context: Context) -> Selection:
-        selection = decide(method, context)
-        keep = kept.after[context.module].gather(1, context.positions)
-        return Selection(keep=keep, scores=selection.scores, thresholds=selection.thresholds)
-
-    method.select = select
+    method = model.tokenprune.method
+    tp.wrap(tp.unwrap(model), Forced(method, kept))

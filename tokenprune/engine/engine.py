@@ -67,11 +67,13 @@ class Engine(nn.Module):
     ----------
     method : Method
     adapter : Adapter
-    config : MethodConfig
-        What the method was built from, defaults filled in.
+    config : MethodConfig, optional
+        What the method was built from, defaults filled in. None: it was given as it is.
     """
 
-    def __init__(self, method: Method, adapter: Adapter, config: MethodConfig) -> None:
+    def __init__(
+        self, method: Method, adapter: Adapter, config: MethodConfig | None = None
+    ) -> None:
         super().__init__()
         self.method = method
         self.adapter = adapter

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from ..config import MethodConfig, ModelFacts, shown
-from .atp import ATP, ATPConfig
-from .base import Context, Method, Received, Selection, Tower, Trace
-from .divprune import DivPrune, DivPruneConfig
-from .downsample import Downsample, DownsampleConfig
-from .fastv import FastV, FastVConfig
-from .idselection import IDSelection, IDSelectionConfig
-from .matryoshka import Matryoshka, MatryoshkaConfig
-from .prumerge import PruMerge, PruMergeConfig
-from .pyramiddrop import PyramidDrop, PyramidDropConfig
-from .random import Random, RandomConfig
-from .sparsevlm import SparseVLM, SparseVLMConfig
-from .uniform import Uniform, UniformConfig
-from .visionzip import VisionZip, VisionZipConfig
+from ..config import MethodConfig, shown
+from .atp import ATPConfig
+from .base import NEEDS, Context, Method, Received, Selection, Tower, Trace
+from .divprune import DivPruneConfig
+from .downsample import DownsampleConfig
+from .fastv import FastVConfig
+from .idselection import IDSelectionConfig
+from .matryoshka import MatryoshkaConfig
+from .prumerge import PruMergeConfig
+from .pyramiddrop import PyramidDropConfig
+from .random import RandomConfig
+from .registry import METHODS, build, register_method
+from .sparsevlm import SparseVLMConfig
+from .uniform import UniformConfig
+from .visionzip import VisionZipConfig
 
 __all__ = [
     "METHODS",
+    "NEEDS",
     "ATPConfig",
     "Context",
     "DivPruneConfig",
@@ -42,28 +43,8 @@ __all__ = [
     "VisionZipConfig",
     "build",
     "config_from",
+    "register_method",
 ]
-
-# Name → (configuration, method). A method is built from its configuration and the model's facts.
-METHODS: dict[str, tuple[type[MethodConfig], Callable[..., Method]]] = {
-    "atp": (ATPConfig, ATP),
-    "divprune": (DivPruneConfig, DivPrune),
-    "downsample": (DownsampleConfig, Downsample),
-    "fastv": (FastVConfig, FastV),
-    "idselection": (IDSelectionConfig, IDSelection),
-    "matryoshka": (MatryoshkaConfig, Matryoshka),
-    "prumerge": (PruMergeConfig, PruMerge),
-    "pyramiddrop": (PyramidDropConfig, PyramidDrop),
-    "random": (RandomConfig, Random),
-    "sparsevlm": (SparseVLMConfig, SparseVLM),
-    "uniform": (UniformConfig, Uniform),
-    "visionzip": (VisionZipConfig, VisionZip),
-}
-
-
-def build(config: MethodConfig, facts: ModelFacts) -> Method:
-    """The method that a fitted configuration asks for."""
-    return METHODS[config.method][1](config, visual_tokens=facts.visual_tokens)
 
 
 def config_from(values: dict[str, Any]) -> MethodConfig:

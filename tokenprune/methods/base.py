@@ -9,7 +9,10 @@ from torch import Tensor, nn
 
 from ..layout import VisualLayout
 
-__all__ = ["Context", "Method", "Received", "Selection", "Tower", "Trace"]
+__all__ = ["NEEDS", "Context", "Method", "Received", "Selection", "Tower", "Trace"]
+
+NEEDS = frozenset({"visual", "prompt", "last", "each"})
+"""What `Method.needs` may name."""
 
 
 @dataclass(frozen=True)

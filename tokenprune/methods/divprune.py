@@ -12,6 +12,7 @@ from torch import Tensor
 from ..config import LayerConfig
 from .base import Context, Method, Selection
 from .ranking import checked_keep, counts, most_of
+from .registry import register_method
 
 __all__ = ["DivPrune", "DivPruneConfig"]
 
@@ -34,7 +35,6 @@ class DivPruneConfig(LayerConfig):
         If a value is outside what is allowed; it names the value and what was expected.
     """
 
-    method: ClassVar[str] = "divprune"
     earliest: ClassVar[int] = -1
 
     keep: float = 0.25
@@ -46,6 +46,7 @@ class DivPruneConfig(LayerConfig):
         checked_keep("keep", self.keep)
 
 
+@register_method("divprune", DivPruneConfig)
 class DivPrune(Method):
     """Keep the set whose smallest distance is as large as can be (arXiv 2503.02175, Alg. 1).
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
 from ..config import BeforeConfig
 from .base import Context, Method, Selection
 from .pooling import pooled
+from .registry import register_method
 from .uniform import coarse_lines
 
 __all__ = ["Downsample", "DownsampleConfig"]
@@ -30,8 +30,6 @@ class DownsampleConfig(BeforeConfig):
         If a value is outside what is allowed; it names the value and what was expected.
     """
 
-    method: ClassVar[str] = "downsample"
-
     share: float = 0.25
 
     def __post_init__(self) -> None:
@@ -39,6 +37,7 @@ class DownsampleConfig(BeforeConfig):
         self._check_number("share", "a share between 0 and 1", lambda n: 0 < n <= 1)
 
 
+@register_method("downsample", DownsampleConfig)
 class Downsample(Method):
     """Average the projected features over the cells of a coarser grid, before the decoder.
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from ..config import LayerConfig
 from .base import Context, Method, Selection
 from .ranking import checked_keep, counts, highest
+from .registry import register_method
 
 __all__ = ["FastV", "FastVConfig"]
 
@@ -31,8 +31,6 @@ class FastVConfig(LayerConfig):
         If a value is outside what is allowed; it names the value and what was expected.
     """
 
-    method: ClassVar[str] = "fastv"
-
     keep: float = 0.5
 
     def __post_init__(self) -> None:
@@ -41,6 +39,7 @@ class FastVConfig(LayerConfig):
         checked_keep("keep", self.keep)
 
 
+@register_method("fastv", FastVConfig)
 class FastV(Method):
     """Keep the visual tokens to which the prompt's last token attends most (arXiv 2403.06764, 3.2).
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +11,7 @@ from torch import Tensor
 from ..config import LayerConfig
 from .base import Context, Method, Selection
 from .ranking import checked_keep, counts, most_of
+from .registry import register_method
 
 __all__ = ["IDSelection", "IDSelectionConfig"]
 
@@ -35,8 +35,6 @@ class IDSelectionConfig(LayerConfig):
         If a value is outside what is allowed; it names the value and what was expected.
     """
 
-    method: ClassVar[str] = "idselection"
-
     keep: float = 0.25
     gamma: float = 20.0
 
@@ -47,6 +45,7 @@ class IDSelectionConfig(LayerConfig):
         self._check_number("gamma", "more than 0, at most 1e6", lambda n: 0 < n <= 1e6)
 
 
+@register_method("idselection", IDSelectionConfig)
 class IDSelection(Method):
     """Take the most important token, suppress those like it, and so on (arXiv 2604.05601).
 

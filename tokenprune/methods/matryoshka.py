@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from ..config import MOST_SIDE, BeforeConfig
 from .base import Context, Method, Selection
 from .pooling import pooled
+from .registry import register_method
 
 __all__ = ["Matryoshka", "MatryoshkaConfig"]
 
@@ -29,8 +30,6 @@ class MatryoshkaConfig(BeforeConfig):
         If a value is outside what is allowed; it names the value and what was expected.
     """
 
-    method: ClassVar[str] = "matryoshka"
-
     stride: int = 2
 
     def __post_init__(self) -> None:
@@ -38,6 +37,7 @@ class MatryoshkaConfig(BeforeConfig):
         self._check_whole("stride", 1, MOST_SIDE)
 
 
+@register_method("matryoshka", MatryoshkaConfig)
 class Matryoshka(Method):
     """Average the projected features over windows, before the decoder (arXiv 2405.17430, 3).
 

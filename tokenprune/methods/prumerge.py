@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +12,7 @@ from torch import Tensor
 from ..config import MOST_TOKENS, BeforeConfig, require
 from .base import Context, Method, Selection
 from .ranking import checked_keep, counts, evenly, highest
+from .registry import register_method
 
 __all__ = ["PruMerge", "PruMergeConfig", "outliers"]
 
@@ -38,8 +38,6 @@ class PruMergeConfig(BeforeConfig):
         If a value is outside what is allowed; it names the value and what was expected.
     """
 
-    method: ClassVar[str] = "prumerge"
-
     plus: bool = False
     keep: float | None = None
     neighbours: int = 32
@@ -52,6 +50,7 @@ class PruMergeConfig(BeforeConfig):
         self._check_whole("neighbours", 0, MOST_TOKENS)
 
 
+@register_method("prumerge", PruMergeConfig)
 class PruMerge(Method):
     """Keep the tokens that stand out for the class token, and merge their like into them.
 

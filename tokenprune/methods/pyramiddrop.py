@@ -8,6 +8,7 @@ from typing import ClassVar
 from ..config import LayersConfig
 from .base import Context, Method, Selection
 from .ranking import counts, highest
+from .registry import register_method
 
 __all__ = ["PyramidDrop", "PyramidDropConfig"]
 
@@ -30,7 +31,6 @@ class PyramidDropConfig(LayersConfig):
         If a value is outside what is allowed; it names the value and what was expected.
     """
 
-    method: ClassVar[str] = "pyramiddrop"
     places: ClassVar[tuple[float, ...]] = (0.25, 0.5, 0.75)
 
     ratio: float = 0.5
@@ -41,6 +41,7 @@ class PyramidDropConfig(LayersConfig):
         self._check_number("ratio", "a share between 0 and 1", lambda n: 0 < n < 1)
 
 
+@register_method("pyramiddrop", PyramidDropConfig)
 class PyramidDrop(Method):
     """Keep a share of the tokens, by the attention of the instruction's last token, stage by stage.
 

@@ -10,6 +10,7 @@ import torch
 from ..config import MOST_TOKENS, LayersConfig, ModelFacts, is_number, require, tuple_of
 from .base import Context, Method, Selection
 from .ranking import highest
+from .registry import register_method
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -37,7 +38,6 @@ class RandomConfig(LayersConfig):
         If a value is outside what is allowed; it names the value and what was expected.
     """
 
-    method: ClassVar[str] = "random"
     earliest: ClassVar[int] = -1
 
     keep: tuple[float, ...] = ()
@@ -63,6 +63,7 @@ class RandomConfig(LayersConfig):
         return config
 
 
+@register_method("random", RandomConfig)
 class Random(Method):
     """Keep so many visual tokens, chosen at random, after each layer.
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..config import LayerConfig
 from .base import Context, Method, Selection
+from .registry import register_method
 
 __all__ = ["Uniform", "UniformConfig", "coarse_lines"]
 
@@ -30,7 +31,6 @@ class UniformConfig(LayerConfig):
         If a value is outside what is allowed; it names the value and what was expected.
     """
 
-    method: ClassVar[str] = "uniform"
     earliest: ClassVar[int] = -1
 
     share: float = 0.25
@@ -68,6 +68,7 @@ def middle(place: Tensor, size: Tensor, share: float) -> Tensor:
     return place == (first + last).div(2, rounding_mode="floor")
 
 
+@register_method("uniform", UniformConfig)
 class Uniform(Method):
     """Keep the token in the middle of each cell of a coarser grid, frame by frame.
 

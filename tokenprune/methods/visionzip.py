@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +11,7 @@ from ..config import BeforeConfig
 from .base import Context, Method, Selection
 from .pooling import group_means
 from .ranking import checked_keep, counts, evenly, highest
+from .registry import register_method
 
 __all__ = ["VisionZip", "VisionZipConfig"]
 
@@ -33,8 +33,6 @@ class VisionZipConfig(BeforeConfig):
         If a value is outside what is allowed; it names the value and what was expected.
     """
 
-    method: ClassVar[str] = "visionzip"
-
     keep: float = 64
     contextual: float = 10 / 64
 
@@ -44,6 +42,7 @@ class VisionZipConfig(BeforeConfig):
         self._check_number("contextual", "a share from 0, below 1", lambda n: 0 <= n < 1)
 
 
+@register_method("visionzip", VisionZipConfig)
 class VisionZip(Method):
     """Keep dominant tokens, merge the others into contextual ones, before the decoder.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar
 
 from ...config import (
     MOST_SIDE,
@@ -103,8 +102,6 @@ class ATPConfig(LayersConfig):
     ValueError
         If a value is outside what is allowed; it names the value and what was expected.
     """
-
-    method: ClassVar[str] = "atp"
 
     target_tokens: float | None = None
     normalisation: str = "share"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ...config import MOST_TOKENS, is_number, is_whole, require, shown, tuple_of
 from ..base import Context, Method, Selection, Trace
 from ..ranking import highest
+from ..registry import register_method
 from .config import LARGEST_SHIFT, ATPConfig
 from .heads import ThresholdHeads, cells_of
 from .loss import atp_loss, target_loss
@@ -34,6 +35,7 @@ class Places(NamedTuple):
     cells: Tensor
 
 
+@register_method("atp", ATPConfig)
 class ATP(Method):
     """Adaptive token pruning (ATP-LLaVA, arXiv 2412.00447).
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from ...config import LayersConfig, ModelFacts, require, tuple_of
 from ..base import Context, Method, Selection
 from ..ranking import checked_keep, counts, highest
+from ..registry import register_method
 from .recycle import recycled
 
 if TYPE_CHECKING:
@@ -45,7 +46,6 @@ class SparseVLMConfig(LayersConfig):
         If a value is outside what is allowed; it names the value and what was expected.
     """
 
-    method: ClassVar[str] = "sparsevlm"
     places: ClassVar[tuple[float, ...]] = (3 / 32, 7 / 32, 16 / 32)
 
     scale: float = 0.5
@@ -78,6 +78,7 @@ class SparseVLMConfig(LayersConfig):
         return config
 
 
+@register_method("sparsevlm", SparseVLMConfig)
 class SparseVLM(Method):
     """Keep what the text tokens that concern the picture attend to (arXiv 2410.04417, 3).
 
