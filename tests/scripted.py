@@ -15,7 +15,6 @@ from tokenprune.methods.base import Context, Method, Selection
 
 from .models import IMAGE_TOKEN, Batch
 
-
 SPARED = (7, 20, 33, 46, 59)
 """Words that a script never drops."""
 
