@@ -83,10 +83,10 @@ def assert_best(reference: Reference, embeds: Tensor, alive: Tensor, words: list
         What the words follow.
     alive : bool, (layers, tokens)
     words : list of int
-        Pads after the end's token.
+        Pads after the end's token, or none at all where the first word is a pad.
     """
     said = words[: words.index(PAD)] if PAD in words else words
-    ids = torch.tensor(said)
+    ids = torch.tensor(said, dtype=torch.long)
     alive = torch.cat([alive, alive.new_ones(LAYERS, len(said))], dim=1)
     logits = reference.run(torch.cat([embeds, reference.words(ids)]), alive).logits
     logits = logits[-len(said) - 1 : -1].clone()

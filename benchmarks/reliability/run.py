@@ -54,6 +54,8 @@ def run(row: Row, seed: int, workers: int) -> dict[str, Any]:
         arguments = row.command("python", seed)
         arguments += ["-n", str(workers)] if workers and row.is_test else []
         variables = {"OMP_NUM_THREADS": "1", **row.variables}
+        if row.hypothesis and (examples := os.environ.get("FUZZ_EXAMPLES")):
+            variables["FUZZ_EXAMPLES"] = examples
         extra = [f"--junitxml={report}"] if row.is_test else []
         start = time.monotonic()
         done = subprocess.Popen(
