@@ -10,7 +10,7 @@ __all__ = ["render"]
 
 HEAD = """# Reliability
 
-Written by `python -m benchmarks.reliability --render docs/reliability.md` from
+Written by `python -m benchmarks.reliability --only-render --render docs/reliability.md` from
 `{source}`: do not edit. `make reliability` runs everything again.
 
 What was tried to break the library, how often, and what came of it. Cases are counted by the tests
