@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from tokenprune.adapters import adapter_for, verified
 
 from .config import MethodConfig, ModelFacts, checked_layers, shown
-from .engine import ATTRIBUTE, Engine, engine_of
-from .engine.attention import register
+from .engine import ATTRIBUTE, Engine, attach, detach, engine_of, read_anatomy
+from .engine import paused as engine_paused
 from .io import facts_of, read_heads
 from .measure.cost import DecoderShape
 from .measure.stats import PruneStats
@@ -72,7 +72,6 @@ def wrap(model: Model, method: MethodConfig | Method | str | Path | None = None)
     warn_if_newer()
     adapter = adapter_for(model)
     adapter.check(model)
-    register(adapter.text_config(model)._attn_implementation or "eager")
     num_layers = len(adapter.decoder_layers(model))
     facts = ModelFacts(
         num_layers,
@@ -96,7 +95,7 @@ def wrap(model: Model, method: MethodConfig | Method | str | Path | None = None)
             "Method, the path or hub id of saved heads, or None."
         )
     _check_method(built, facts)
-    engine = Engine(built, adapter, config)
+    engine = Engine(built, adapter, read_anatomy(model, adapter, built), config)
     weights = (*adapter.decoder_layers(model).parameters(), *model.parameters())
     # Offloaded weights have no device of their own.
     devices = (p.device for p in weights if p.device.type != "meta")
@@ -105,7 +104,7 @@ def wrap(model: Model, method: MethodConfig | Method | str | Path | None = None)
     engine.train(model.training)
     if heads is not None:
         heads.load_into(engine.method)
-    engine.attach(model)
+    attach(engine, model)
     return model
 
 
@@ -146,13 +145,13 @@ def unwrap(model: Model) -> Model:
     RuntimeError
         If it is called inside a forward or ``generate`` of the model, which is left as it was.
     """
-    engine_of(model).detach(model)
+    detach(engine_of(model), model)
     return model
 
 
 def paused(model: nn.Module) -> AbstractContextManager[None]:
     """``with paused(model): ...``: no pruning inside, in the thread that enters it. Nests."""
-    return engine_of(model).paused()
+    return engine_paused(engine_of(model))
 
 
 def losses(model: nn.Module) -> dict[str, Tensor]:

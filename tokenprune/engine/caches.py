@@ -10,8 +10,8 @@ from einops import rearrange
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from .compact import Survivors, scatter_hidden
-from .keys import LayerKeys
+from .survivors import Survivors, scatter_hidden
+from .cached_positions import CachedPositions
 
 __all__ = [
     "PrunedLayer",
@@ -34,11 +34,11 @@ class PrunedLayer(DynamicLayer):
 
     Attributes
     ----------
-    held : LayerKeys, optional
+    held : CachedPositions, optional
         The keys it has. None: all.
     """
 
-    held: LayerKeys | None = None
+    held: CachedPositions | None = None
 
     @classmethod
     def of(cls, layer: DynamicLayer | None) -> PrunedLayer:
@@ -73,7 +73,7 @@ class PrunedLayer(DynamicLayer):
             self.held = self.held.rows(name, argument, take)
 
 
-def load(cache: Any, past: int) -> dict[int, LayerKeys]:
+def load(cache: Any, past: int) -> dict[int, CachedPositions]:
     """Return what is known of a cache: decoder layer → its keys. A layer not named has them all."""
     if cache is None or past == 0:  # emptied, and about to be filled again
         return {}
@@ -81,7 +81,7 @@ def load(cache: Any, past: int) -> dict[int, LayerKeys]:
     return {n: layer.held for n, layer in layers if getattr(layer, "held", None) is not None}
 
 
-def store(cache: Any, keys: Mapping[int, LayerKeys]) -> None:
+def store(cache: Any, keys: Mapping[int, CachedPositions]) -> None:
     """Note on the layers of a cache what each holds."""
     for n, held in keys.items():
         while len(cache.layers) <= n:
@@ -98,7 +98,7 @@ def forget(cache: Any) -> None:
             layer.held = None
 
 
-def check_lengths(cache: Any, keys: Mapping[int, LayerKeys], past: int, batch: int) -> None:
+def check_lengths(cache: Any, keys: Mapping[int, CachedPositions], past: int, batch: int) -> None:
     """See that a cache is what pruning left, or was never pruned.
 
     Raises

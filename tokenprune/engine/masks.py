@@ -6,23 +6,11 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
-__all__ = ["causal_float", "decode_mask", "places_mask", "select_mask", "soften", "to_4d"]
+__all__ = ["causal_by_position", "select_mask", "soften"]
 
 
-def causal_float(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A causal mask as eager attention reads it: (1, 1, length, length), minimum where hidden."""
-    hidden = torch.full((length, length), torch.finfo(dtype).min, dtype=dtype, device=device)
-    return hidden.triu(1)[None, None]
-
-
-def decode_mask(valid: Tensor, keys: int) -> Tensor:
-    """The mask of one new token over ragged keys: bool, (batch, keys); the tail is all there."""
-    batch, slots = valid.shape
-    return torch.cat([valid, valid.new_ones(batch, keys - slots)], dim=1)
-
-
-def places_mask(rows: Tensor, columns: Tensor, columns_valid: Tensor | None) -> Tensor:
-    """The causal rule by the places of queries and keys: bool, (batch, 1, queries, keys).
+def causal_by_position(rows: Tensor, columns: Tensor, columns_valid: Tensor | None) -> Tensor:
+    """Return the causal rule by the positions of queries and keys: bool, (batch, 1, queries, keys).
 
     Parameters
     ----------
@@ -42,20 +30,17 @@ def select_mask(
     rows: Tensor | None,
     rows_valid: Tensor | None,
 ) -> Tensor:
-    """The rows and columns of a mask that are still there.
+    """Return those rows and columns of a mask that are left.
 
     Parameters
     ----------
-    mask : bool or float, (1 or batch, 1 or heads, queries, keys); or bool, (batch, keys)
+    mask : bool or float, (1 or batch, 1 or heads, queries, keys)
     columns, columns_valid : (batch, left keys)
         Which keys are left; padding slots are hidden.
     rows, rows_valid : (batch, left queries), optional
         Which queries are left. Padding slots see everything: what they compute is thrown away,
         but a row that sees nothing would be NaN. None: all queries.
     """
-    if mask.ndim == 2:  # flash attention: keys only
-        taken = mask.gather(1, columns)
-        return taken if columns_valid is None else taken & columns_valid.to(taken.dtype)
     batch, (heads, _, keys) = columns.shape[0], mask.shape[1:]
     mask = mask.expand(batch, -1, -1, -1)
     if rows is not None:
@@ -71,7 +56,7 @@ def select_mask(
 
 
 def soften(mask: Tensor | None, weight: Tensor, floor: float, dtype: torch.dtype) -> Tensor:
-    """A mask in which each key j counts as a factor weight[j], but fully to itself.
+    """Return a mask in which each key j counts as a factor weight[j], but fully to itself.
 
     A'[i, j] ∝ exp(logit[i, j])·G[i, j] with G = weight off the diagonal and 1 on it is the same
     as adding log G to the logits (ATP-LLaVA, arXiv 2412.00447, its training mask), so the fast
@@ -105,11 +90,3 @@ def soften(mask: Tensor | None, weight: Tensor, floor: float, dtype: torch.dtype
         return bias.masked_fill(~mask, lowest)
     # Clamped: the minimum plus a negative bias would be -inf.
     return (bias + mask).clamp(min=lowest)
-
-
-def to_4d(mask: Tensor | None, queries: int, keys: int) -> Tensor | None:
-    """A mask as the scores read it: flash attention's (batch, keys) form gets its causal rows."""
-    if mask is None or mask.ndim == 4:
-        return mask
-    causal = torch.ones(queries, keys, dtype=torch.bool, device=mask.device).tril(keys - queries)
-    return causal & rearrange(mask.bool(), "b k -> b 1 1 k")

@@ -8,21 +8,21 @@ import torch
 from torch import Tensor
 
 from ..layout import VisualLayout
-from .compact import Survivors
+from .survivors import Survivors
 
 __all__ = ["Decision", "Record"]
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What one module decided.
+    """What one pruning step decided.
 
     Attributes
     ----------
     layer : int
         The decoder layer it follows.
     kept : Survivors or bool Tensor (batch, length), optional
-        The tokens that the next layer computes on. None: the module dropped nothing.
+        The tokens that the next layer computes on. None: the step dropped nothing.
     thresholds : float32, (batch, n), optional
     """
 
@@ -31,7 +31,7 @@ class Decision:
     thresholds: Tensor | None
 
     def alive(self, before: Tensor) -> Tensor:
-        """Which positions are alive after it: bool, (batch, length), as `before` is."""
+        """Return which positions are alive after it: bool, (batch, length), as `before` is."""
         if self.kept is None:
             return before
         if isinstance(self.kept, Tensor):
@@ -58,7 +58,7 @@ class Record:
     num_layers: int
 
     def alive(self) -> Tensor:
-        """The positions, without padding, of each layer: bool, (layers, batch, length)."""
+        """Return the positions, without padding, of each layer: bool, (layers, batch, length)."""
         present = self.present
         if present is None:
             present = torch.ones_like(self.layout.mask)

@@ -14,7 +14,7 @@ from transformers import DynamicCache
 from ..releases import verified_releases
 
 if TYPE_CHECKING:
-    from tokenprune.adapters.base import Adapter
+    from tokenprune.adapters import Adapter
 
 __all__ = ["attention_module", "check_signatures"]
 

@@ -1,4 +1,4 @@
-"""Which keys each layer of a cache has."""
+"""Which positions each layer of a key-value cache holds."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from einops import repeat
 from torch import Tensor
 
-from .compact import Survivors
+from .survivors import Survivors
 
-__all__ = ["LayerKeys", "columns", "extend", "widened"]
+__all__ = ["CachedPositions", "cached_columns", "extend", "widened"]
 
 
 @dataclass(eq=False)
-class LayerKeys:
-    """The keys that one layer has of the first `origin` positions; it has all later ones.
+class CachedPositions:
+    """The positions that one layer holds of the first `origin`; it holds all later ones.
 
     Attributes
     ----------
@@ -26,16 +26,16 @@ class LayerKeys:
     valid : bool, (batch, slots), optional
         False at padding slots. None: there are none.
     origin : int
-        How many positions `index` speaks for.
+        How many positions `index` was chosen from.
     """
 
     index: Tensor
     valid: Tensor | None
     origin: int
 
-    _rows: tuple[str, Any, LayerKeys] | None = field(default=None, init=False, repr=False)
+    _rows: tuple[str, Any, CachedPositions] | None = field(default=None, init=False, repr=False)
 
-    def rows(self, operation: str, argument: Any, take: Callable[[Tensor], Tensor]) -> LayerKeys:
+    def rows(self, operation: str, argument: Any, take: Callable[[Tensor], Tensor]) -> CachedPositions:
         """Return the keys of other rows of the batch.
 
         Layers that share their keys go on sharing them: they are asked one after the other with the
@@ -51,16 +51,18 @@ class LayerKeys:
         """
         if self._rows is None or self._rows[0] != operation or self._rows[1] is not argument:
             valid = None if self.valid is None else take(self.valid)
-            self._rows = operation, argument, LayerKeys(take(self.index), valid, self.origin)
+            self._rows = operation, argument, CachedPositions(take(self.index), valid, self.origin)
         return self._rows[2]
 
 
-def columns(keys: LayerKeys | None, past: int, like: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Position, and validity, of each key that a layer has cached.
+def cached_columns(
+    keys: CachedPositions | None, past: int, like: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Return the position, and the validity, of each key that a layer has cached.
 
     Parameters
     ----------
-    keys : LayerKeys, optional
+    keys : CachedPositions, optional
         None: the layer has every key.
     past : int
         Positions seen so far.
@@ -78,23 +80,22 @@ def columns(keys: LayerKeys | None, past: int, like: Tensor) -> tuple[Tensor, Te
 
 
 def extend(
-    keys: LayerKeys | None, past: int, index: Tensor, valid: Tensor | None, length: int
-) -> LayerKeys:
-    """A layer's keys after a pass over `length` new positions that kept those at `index`."""
+    keys: CachedPositions | None, past: int, index: Tensor, valid: Tensor | None, length: int
+) -> CachedPositions:
+    """Return a layer's positions after a pass over `length` new positions that kept those at `index`."""
     if past == 0:
-        return LayerKeys(index, valid, length)
-    old, old_valid = columns(keys, past, index)
+        return CachedPositions(index, valid, length)
+    old, old_valid = cached_columns(keys, past, index)
     if valid is not None or old_valid is not None:
         parts = [
             torch.ones_like(i, dtype=torch.bool) if v is None else v
             for i, v in ((old, old_valid), (index, valid))
         ]
         valid = torch.cat(parts, dim=1)
-    return LayerKeys(torch.cat([old, index + past], dim=1), valid, past + length)
+    return CachedPositions(torch.cat([old, index + past], dim=1), valid, past + length)
 
 
-def widened(keys: LayerKeys | None, past: int, kept: Survivors, length: int) -> LayerKeys:
-    """A layer's keys after a pass whose survivors were laid out at full length."""
-    places = torch.arange(length, device=kept.index.device).expand(len(kept.index), -1)
-    nowhere = torch.zeros(places.shape, dtype=torch.bool, device=places.device)
-    return extend(keys, past, places, kept.marks(nowhere), length)
+def widened(keys: CachedPositions | None, past: int, kept: Survivors, length: int) -> CachedPositions:
+    """Return a layer's positions after a pass whose survivors were laid out at full length."""
+    every = torch.arange(length, device=kept.index.device).expand(len(kept.index), -1)
+    return extend(keys, past, every, kept.marks(every), length)

@@ -1,4 +1,4 @@
-"""Whether what a decision rests on is finite: NaN compares as false, and would drop every token."""
+"""Check that what a decision is made from is finite: NaN compares as false, and would drop all."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..methods.base import Method, Selection
+from ...methods.base import Method, Selection
 
 __all__ = ["count_not_finite", "raise_if_not_finite"]
 
@@ -47,7 +47,7 @@ def raise_if_not_finite(found: Mapping[str, Sequence[int]], layer: int, method: 
     found : mapping
         By the names of `count_not_finite`: counts, on the host.
     layer : int
-        The decoder layer that the module follows; -1: before the first.
+        The decoder layer that the step follows; -1: before the first.
     method : Method
 
     Raises
@@ -58,10 +58,10 @@ def raise_if_not_finite(found: Mapping[str, Sequence[int]], layer: int, method: 
     bad = {name for name in ("states", "scores", "thresholds") if any(found.get(name, ()))}
     if not bad:
         return
-    place = "before the first decoder layer" if layer < 0 else f"after decoder layer {layer}"
+    where = "before the first decoder layer" if layer < 0 else f"after decoder layer {layer}"
     if bad == {"thresholds"} and not all(p.isfinite().all() for p in method.parameters()):
         raise FloatingPointError(
-            f"The thresholds {place} are NaN, since parameters of the heads are NaN or infinite, "
+            f"The thresholds {where} are NaN, since parameters of the heads are NaN or infinite, "
             "as one optimiser step on a NaN loss leaves them. Load heads that were saved before "
             "(tokenprune.load_heads), or unwrap the model and wrap it again; in training, leave "
             "out the optimiser's step where the loss is not finite."
@@ -69,7 +69,7 @@ def raise_if_not_finite(found: Mapping[str, Sequence[int]], layer: int, method: 
     what = {"states": "hidden states of visual tokens", "scores": "scores of visual tokens"}
     named = next((what[name] for name in what if name in bad), "thresholds")
     raise FloatingPointError(
-        f"The {named} {place} are NaN or infinite: the model overflows in this precision, or its "
+        f"The {named} {where} are NaN or infinite: the model overflows in this precision, or its "
         "weights or pixel_values are not finite. Try bfloat16 or float32, and check the inputs "
         "with tokenprune.paused(model)."
     )

@@ -9,7 +9,7 @@ __all__ = ["query_group"]
 
 
 def query_group(name: str, weight: Tensor, prompt: Tensor) -> Tensor:
-    """How much each query counts in a group.
+    """Return how much each query counts in a group.
 
     Parameters
     ----------
@@ -29,12 +29,12 @@ def query_group(name: str, weight: Tensor, prompt: Tensor) -> Tensor:
         return weight[:, None]
     if name == "prompt":
         return prompt.float()[:, None]
-    places = torch.arange(prompt.shape[1], device=prompt.device)
+    positions = torch.arange(prompt.shape[1], device=prompt.device)
     if name == "last":
         # A prompt without text is read off its last token, as a next word is.
-        speaks = torch.where(prompt.any(dim=1, keepdim=True), prompt, weight > 0)
-        last = torch.where(speaks, places, -1).amax(dim=1, keepdim=True)
-        return (places == last).float()[:, None]
+        candidates = torch.where(prompt.any(dim=1, keepdim=True), prompt, weight > 0)
+        last = torch.where(candidates, positions, -1).amax(dim=1, keepdim=True)
+        return (positions == last).float()[:, None]
     order = prompt.long().cumsum(dim=1) - 1
     most = int(prompt.sum(dim=1).max())
     each = torch.arange(most, device=prompt.device)[:, None]

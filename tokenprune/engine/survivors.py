@@ -1,4 +1,4 @@
-"""Survivors to the front: which positions stay, and how they go out and come back."""
+"""Gather the tokens that stay, and scatter them back to the full length."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Survivors:
     valid: Tensor | None
 
     def marks(self, like: Tensor) -> Tensor:
-        """True at the survivors' positions: bool, of the shape (batch, length) of `like`."""
+        """Return True at the survivors' positions: bool, of the shape (batch, length) of `like`."""
         valid = self.valid
         if valid is None:
             valid = torch.ones_like(self.index, dtype=torch.bool)
@@ -37,12 +37,12 @@ class Survivors:
         marks = torch.zeros_like(like, dtype=torch.uint8)
         return marks.scatter_reduce(1, self.index, valid.byte(), "amax").bool()
 
-    def then(self, later: Survivors) -> Survivors:
-        """These survivors, of whom `later` names those that survive once more."""
+    def followed_by(self, later: Survivors) -> Survivors:
+        """Return those that survive once more, `later` being counted among these."""
         return Survivors(self.index.gather(1, later.index), later.valid)
 
-    def beside(self, others: Survivors) -> Survivors:
-        """These and then those, padding in between and behind."""
+    def concatenated(self, others: Survivors) -> Survivors:
+        """Return these and then those, with padding in between and behind."""
         index = torch.cat([self.index, others.index], dim=1)
         if self.valid is None and others.valid is None:
             return Survivors(index, None)
@@ -54,7 +54,7 @@ class Survivors:
 
 
 def survivors(alive: Tensor, slots: int, ragged: bool) -> Survivors:
-    """The True positions of `alive`.
+    """Return the True positions of `alive`.
 
     Parameters
     ----------
@@ -72,34 +72,34 @@ def survivors(alive: Tensor, slots: int, ragged: bool) -> Survivors:
 
 
 def gather_hidden(hidden: Tensor, index: Tensor) -> Tensor:
-    """Hidden states at `index`: (batch, length, width) → (batch, slots, width)."""
+    """Gather hidden states at `index`: (batch, length, width) → (batch, slots, width)."""
     # Whole rows of memory at a time, unlike `gather`.
-    rows = _across_rows(index.to(hidden.device), hidden.shape[1])
+    rows = _flat_index(index.to(hidden.device), hidden.shape[1])
     return hidden.flatten(0, 1).index_select(0, rows).unflatten(0, index.shape)
 
 
 def scatter_hidden(hidden: Tensor, kept: Survivors, length: int) -> Tensor:
-    """Hidden states back at their places, zeros elsewhere: (batch, length, width)."""
+    """Scatter hidden states to their positions, zeros elsewhere: (batch, length, width)."""
     batch, _, width = hidden.shape
     index = kept.index
     if kept.valid is not None:
-        # Padding slots go to one place past the end, which is cut off.
+        # Padding slots go to one position past the end, which is cut off.
         index = torch.where(kept.valid, index, length)
     slots = length + (kept.valid is not None)
     full = hidden.new_zeros(batch * slots, width)
-    full.index_copy_(0, _across_rows(index.to(hidden.device), slots), hidden.flatten(0, 1))
+    full.index_copy_(0, _flat_index(index.to(hidden.device), slots), hidden.flatten(0, 1))
     return full.view(batch, slots, width)[:, :length]
 
 
-def _across_rows(index: Tensor, length: int) -> Tensor:
-    """Positions counted over the whole batch, rows being so long: int64, (batch · slots,)."""
+def _flat_index(index: Tensor, length: int) -> Tensor:
+    """Return indices into the batch with its rows laid end to end: int64, (batch · slots,)."""
     if len(index) > 1:
         index = index + torch.arange(len(index), device=index.device)[:, None] * length
     return index.flatten()
 
 
 def gather_positions(values: Tensor, index: Tensor, axis: int) -> Tensor:
-    """Positions, or their embeddings, of the survivors.
+    """Gather position ids, or position embeddings, of the survivors.
 
     Parameters
     ----------

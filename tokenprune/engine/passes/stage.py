@@ -1,21 +1,22 @@
-"""The tokens that a stretch of layers computes on, from one module to the next."""
+"""The tokens that layers compute on, from one pruning step to the next."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..layout import VisualLayout
-from .compact import Survivors
+from ...layout import VisualLayout
+from ..survivors import Survivors
 
 __all__ = ["Stage", "first_stage"]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """The tokens that the layers between two modules compute on.
+    """The tokens that the layers between two pruning steps compute on.
 
     Attributes
     ----------
@@ -23,7 +24,7 @@ class Stage:
         Which of the pass's positions they are. None: all.
     layout : VisualLayout
     prompt : bool, (batch, tokens)
-        Text that may speak in a score.
+        Text of the prompt, whose queries count in a score; answers are not among it.
     present : bool, (batch, tokens), optional
         False at padding. None: no padding.
     read : bool, (batch, tokens)
@@ -39,14 +40,19 @@ class Stage:
     read: Tensor
     text: Tensor
 
-    def weight_of(self, weight: Tensor) -> Tensor:
-        """A weight over the pass's positions, read at this stage's tokens."""
-        if self.kept is None:
-            return weight
-        return weight.gather(1, self.kept.index) * self.layout.mask
+    def everything(self) -> Tensor:
+        """Return where tokens are: bool, (batch, tokens), False at padding."""
+        return torch.ones_like(self.layout.mask) if self.present is None else self.present
 
-    def survived_by(self, kept: Survivors) -> Stage:
-        """The stage of those of this one's tokens that survive."""
+    def first_positions(self, slots: int) -> Tensor:
+        """Return the positions of each row's first tokens, without padding: int64, (batch, slots).
+
+        Survivors that are numbered anew get these.
+        """
+        return (~self.everything()).byte().argsort(dim=1, stable=True)[:, :slots]
+
+    def after_dropping(self, kept: Survivors) -> Stage:
+        """Return the stage of those of this one's tokens that survive."""
         prompt, read, text = (
             part.gather(1, kept.index) for part in (self.prompt, self.read, self.text)
         )
@@ -64,20 +70,20 @@ class Stage:
 
 def first_stage(
     layout: VisualLayout,
-    attention_mask: Tensor | None,
+    attention_mask: Any,
     labels: Tensor | None,
     prompt_length: int | None,
     special: Tensor | None,
 ) -> Stage:
-    """All tokens of a pass.
+    """Return the stage of all tokens of a pass.
 
     Parameters
     ----------
     layout : VisualLayout
-    attention_mask : (batch, seen) or 4-D, optional
-        As the core was given it.
+    attention_mask : (batch, seen), optional
+        As the core was given it; one of another form says nothing of padding.
     labels : int64, (batch, length), optional
-        Positions other than -100 are answers: they never speak in a score.
+        Positions other than -100 are answers, which no score may depend on.
     prompt_length : int, optional
         Positions from here on are answers, likewise.
     special : bool, (batch, length), optional
@@ -85,7 +91,7 @@ def first_stage(
     """
     shape = layout.mask.shape
     present = None
-    if attention_mask is not None and attention_mask.ndim == 2:
+    if getattr(attention_mask, "ndim", None) == 2:
         present = attention_mask[:, -shape[1] :].bool().to(layout.mask.device)
         layout = replace(layout, mask=layout.mask & present)
     there = layout.mask.new_ones(shape) if present is None else present

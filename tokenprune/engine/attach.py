@@ -1,0 +1,141 @@
+"""Put a method into a model, and take it out again."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from ..methods.base import Method
+from . import calls
+from .attention import observe_tower, register, unobserve_tower, user_backend
+from .backends import backend_named
+from .engine import ATTRIBUTE, Anatomy, Engine
+from .hooks import CoreHooks, LayerHooks, ModelHooks, guard, unguard
+from .signatures import check_signatures
+
+if TYPE_CHECKING:
+    from tokenprune.adapters import Adapter
+
+__all__ = ["attach", "detach", "read_anatomy"]
+
+
+def read_anatomy(model: Any, adapter: Adapter, method: Method) -> Anatomy:
+    """Read what the engine must know of a model. Nothing is changed.
+
+    Raises
+    ------
+    ValueError
+        If the model, its attention backend or the installed transformers cannot be pruned with this
+        method; it says why.
+    """
+    core, layers = adapter.core(model), adapter.decoder_layers(model)
+    text_config = adapter.text_config(model)
+    backend = backend_named(user_backend(text_config._attn_implementation))
+    check_signatures(model, adapter, backend.function(layers[0]), bool(method.needs))
+    causal = adapter.causal and not _has_windows(text_config)
+    if not causal and not backend.counts_positions:
+        raise ValueError(
+            f"{backend.name} counts windows and image blocks by the tokens that are left, "
+            'not by their positions: call model.set_attn_implementation("sdpa") first.'
+        )
+    tower_layer = None
+    if method.tower_layer is not None:
+        _, modules = adapter.tower(model)
+        tower_layer = modules[max(method.tower_layer, -len(modules))]
+    return Anatomy(
+        num_layers=len(layers),
+        backend=backend,
+        causal=causal,
+        special_ids=frozenset(adapter.special_ids(model)),
+        model_signature=inspect.signature(model.forward),
+        core_signature=inspect.signature(core.forward),
+        layer_signature=inspect.signature(layers[0].forward),
+        tower_layer=tower_layer,
+    )
+
+
+def _has_windows(text_config: Any) -> bool:
+    """Return whether any decoder layer sees less than all earlier tokens."""
+    kinds = getattr(text_config, "layer_types", None)
+    if kinds:
+        return any(kind != "full_attention" for kind in kinds)
+    return getattr(text_config, "sliding_window", None) is not None
+
+
+def attach(engine: Engine, model: Any) -> None:
+    """Put the hooks on, and the observed attention backend into the text configuration."""
+    adapter, method = engine.adapter, engine.method
+    core, layers = adapter.core(model), adapter.decoder_layers(model)
+    if engine.anatomy.tower_layer is not None:
+        observe_tower(adapter.tower(model)[0])
+    adapter.text_config(model)._attn_implementation = register(engine.anatomy.backend)
+    model.add_module(ATTRIBUTE, engine)
+
+    def before(module: nn.Module, hook: Callable[..., Any]) -> None:
+        engine.handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+
+    def after(module: nn.Module, hook: Callable[..., Any], always: bool = False) -> None:
+        # Ours first: whoever collects hidden states sees what the next layer gets.
+        engine.handles.append(
+            module.register_forward_hook(hook, prepend=True, with_kwargs=True, always_call=always)
+        )
+
+    around_model, around_core, around_layers = (
+        ModelHooks(engine),
+        CoreHooks(engine),
+        LayerHooks(engine),
+    )
+    before(model, around_model.before)
+    after(model, around_model.after, always=True)
+    before(core, around_core.before)
+    after(core, around_core.after, always=True)
+    before(layers[0], around_layers.before_first)
+    for n, layer in enumerate(layers[1:], start=1):
+        before(layer, partial(around_layers.before, n))
+    for step, n in enumerate(method.layers):
+        if n < 0:
+            after(layers[0], around_layers.after_first)
+        else:
+            after(layers[n], partial(around_layers.after_step, step, n))
+    after(layers[-1], around_layers.after_last)
+    guard(model, engine, core_alone=False)
+    guard(core, engine, core_alone=True)
+    if hasattr(model, "generate"):
+        # On the instance, where it covers the class's own until it is deleted.
+        engine.instance_generate = vars(model).get("generate")
+        model.generate = partial(around_model.generate, model.generate)
+
+
+def detach(engine: Engine, model: nn.Module) -> None:
+    """Undo `attach`.
+
+    Raises
+    ------
+    RuntimeError
+        If a call of the model runs in this thread. Nothing is then changed.
+    """
+    if calls.is_running(engine):
+        raise RuntimeError(
+            f"tokenprune.unwrap was called inside a forward or generate of this "
+            f"{type(model).__name__}, whose tokens may be dropped already: call it when that "
+            "has returned."
+        )
+    for handle in engine.handles:
+        handle.remove()
+    engine.handles.clear()
+    unguard(engine.adapter.core(model))
+    unguard(model)
+    if engine.anatomy.tower_layer is not None:
+        unobserve_tower(engine.adapter.tower(model)[0])
+    vars(model).pop("generate", None)
+    if engine.instance_generate is not None:
+        vars(model)["generate"] = engine.instance_generate
+    engine.adapter.text_config(model)._attn_implementation = engine.anatomy.backend.name
+    delattr(model, ATTRIBUTE)
+    if engine.required_grad is not None:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(engine.required_grad.get(name, parameter.requires_grad))

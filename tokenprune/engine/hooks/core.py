@@ -1,0 +1,129 @@
+"""Around the multimodal core: where the visual tokens of a call are, and what its pass did."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...layout import VisualLayout
+from ...releases import verified_releases
+from .. import calls
+from ..arguments import bind, cache_in
+from ..engine import Engine
+from ..passes import CoreCall
+from ..passes.stage import Stage, first_stage
+
+__all__ = ["CoreHooks"]
+
+
+class CoreHooks:
+    """The hooks of the module that sees ``input_ids`` and the image inputs.
+
+    Parameters
+    ----------
+    engine : Engine
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    @torch.compiler.disable
+    def before(self, core: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Locate the visual tokens, and note what the pass to come must know of the call."""
+        engine, anatomy = self.engine, self.engine.anatomy
+        inputs = bind(anatomy.core_signature, args, kwargs)
+        inputs = {name: value for name, value in inputs.items() if value is not None}
+        call = self._call()
+        mask = inputs.get("attention_mask")
+        first = patches = None
+        has_images = engine.adapter.has_images(inputs)
+        calls.check_images_arrive(call, has_images)
+        if has_images and not calls.is_paused(engine):
+            once, copies = self._before_repetition(inputs)
+            layout = self._locate(core, once).repeat_rows(copies)
+            first = self._first_stage(core, inputs, layout, call.labels)
+            if anatomy.tower_layer is not None:
+                patches = engine.adapter.patches(core, once)
+        call.core = CoreCall(
+            first=first,
+            soft=engine.training and torch.is_grad_enabled() and engine.method.trainable,
+            causal=anatomy.causal and (mask is None or getattr(mask, "ndim", 0) == 2),
+            patches=patches,
+            cache=cache_in(inputs.values()),
+        )
+
+    def _call(self) -> calls.Call:
+        """Return the call around the core, which is a new one if the core is called on its own."""
+        engine = self.engine
+        call = calls.newest(engine)
+        if call is not None and call.core_alone:  # an interrupt left it
+            calls.pop(engine)
+            call = calls.newest(engine)
+        if call is None or call.core is not None:
+            call = calls.Call(engine, engine.anatomy.tower_layer, core_alone=True)
+            calls.push(call)
+        return call
+
+    def _locate(self, core: nn.Module, inputs: dict[str, Any]) -> VisualLayout:
+        try:
+            return self.engine.adapter.locate(core, inputs)
+        except KeyError as error:
+            raise ValueError(
+                f"{type(core).__name__} was called with images and without {error}, which says "
+                "how large they are: give it to the model or to generate, as its processor does. "
+                f"{verified_releases()}."
+            ) from error
+
+    def _before_repetition(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], int]:
+        """Return the core's inputs with the images' sizes, and how often each row is repeated.
+
+        Beams and several answers repeat rows, but the sizes that ``generate`` was given are for the
+        rows before that: of the inputs, each row stands once.
+        """
+        engine = self.engine
+        given = calls.generate_arguments(engine)
+        sizes = {n: given[n] for n in engine.adapter.sizes if given.get(n) is not None}
+        if not sizes:
+            return inputs, 1
+        names = ("input_ids", "inputs_embeds", "attention_mask")
+        rows = calls.given_rows(given)
+        tokens = {n: inputs[n] for n in names if inputs.get(n) is not None}
+        copies = len(next(iter(tokens.values()))) // rows
+        return {**inputs, **{n: value[::copies] for n, value in tokens.items()}, **sizes}, copies
+
+    def _first_stage(
+        self, core: nn.Module, inputs: dict[str, Any], layout: VisualLayout, labels: Tensor | None
+    ) -> Stage:
+        engine, special = self.engine, None
+        if engine.method.spared_ids is not None:
+            spared = sorted({*engine.anatomy.special_ids, *engine.method.spared_ids})
+            special = engine.adapter.any_of(core, inputs, spared)
+        length = calls.prompt_length(engine, layout.mask.shape[1])
+        return first_stage(layout, inputs.get("attention_mask"), labels, length, special)
+
+    @torch.compiler.disable
+    def after(self, core: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        """End the pass, and publish its record."""
+        engine = self.engine
+        call = calls.newest(engine)
+        if call is None:
+            return None
+        if call.core_alone:
+            calls.pop(engine)
+        # What runs from now on, runs again for a backward pass.
+        ended, call.running = call.running, None
+        call.finished = ended
+        if ended is None or output is None:
+            return None
+        ended.check_output(output)
+        record = ended.record()
+        if record is not None:
+            engine.latest.record = record
+            for tracker in list(engine.trackers):
+                tracker(record)
+        hidden_states = getattr(output, "hidden_states", None)
+        if hidden_states is not None:
+            output["hidden_states"] = ended.full_length(hidden_states)
+        return output

@@ -1,0 +1,97 @@
+"""Around the whole model: a call begins and ends, ``generate`` runs, the loss gets its terms."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import calls
+from ..arguments import bind
+from ..engine import Engine
+from ..passes import SoftenedPass
+
+__all__ = ["ModelHooks"]
+
+
+class ModelHooks:
+    """The hooks of the top-level model, and what covers its ``generate``.
+
+    Parameters
+    ----------
+    engine : Engine
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    @torch.compiler.disable
+    def before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Begin a call."""
+        engine = self.engine
+        calls.pop(engine)  # an interrupt may have left one
+        given = bind(engine.anatomy.model_signature, args, kwargs)
+        images = engine.adapter.has_images(given)
+        tower_layer = engine.anatomy.tower_layer
+        calls.push(calls.Call(engine, tower_layer, labels=given.get("labels"), images=images))
+
+    @torch.compiler.disable
+    def after(self, _: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        """End the call, and add the method's terms to the loss of a training forward."""
+        engine = self.engine
+        call = calls.newest(engine)
+        calls.pop(engine)
+        if output is None or call is None or call.core is None or not call.core.soft:
+            return None
+        if calls.is_paused(engine):
+            return None
+        finished = call.finished
+        trace = finished.trace() if isinstance(finished, SoftenedPass) else None
+        terms = {} if trace is None else engine.method.losses(trace)
+        extra = sum((value * weight for value, weight in terms.values()), torch.zeros(()))
+        if not terms:
+            # A batch without images teaches the heads nothing, but its loss must have a gradient.
+            extra = sum((0 * p.sum() for p in engine.parameters()), extra)
+        losses = {name: value for name, (value, _) in terms.items()}
+        if call.labels is None:
+            engine.latest.losses = losses
+            return None
+        lm = output[0]
+        total = lm + extra.to(lm.device, lm.dtype)
+        engine.latest.losses = {"lm": lm, **losses, "total": total}
+        return _with_loss(output, total)
+
+    def generate(self, generate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run the model's ``generate``, whose arguments are known to the calls inside."""
+        engine = self.engine
+        # The signature is not kept with the others: it cannot be pickled.
+        arguments = bind(inspect.signature(generate), args, kwargs)
+        images = not calls.is_paused(engine) and engine.adapter.has_images(arguments)
+        if images:
+            _check_not_chunked(generate, arguments)
+        with calls.generating(engine, engine.anatomy.tower_layer, arguments, images):
+            return generate(*args, **kwargs)
+
+
+def _with_loss(output: Any, loss: Tensor) -> Any:
+    if isinstance(output, tuple):
+        return (loss, *output[1:])
+    output["loss"] = loss
+    return output
+
+
+def _check_not_chunked(generate: Callable[..., Any], arguments: dict[str, Any]) -> None:
+    """Refuse ``prefill_chunk_size``: a chunk's forward cannot know what later text asks of it."""
+    own = getattr(getattr(generate, "__self__", None), "generation_config", None)
+    given = (arguments.get("generation_config"), own)
+    sizes = (getattr(config, "prefill_chunk_size", None) for config in given)
+    size = arguments.get("prefill_chunk_size") or next((n for n in sizes if n), None)
+    if size:
+        raise ValueError(
+            f"prefill_chunk_size={size}: which visual tokens stay is decided by the whole prompt, "
+            "and a chunk of it is run without knowing the rest. Leave prefill_chunk_size out, or "
+            "generate inside tokenprune.paused(model)."
+        )
