@@ -88,7 +88,7 @@ class Scripted(Method):
         self.contexts.append(context)
         layout = context.layout
         rows = layout.mask.shape[0]
-        script = self.script[context.module]
+        script = self.script[context.step]
         row = torch.arange(rows, device=layout.mask.device)[:, None].expand_as(layout.mask)
         row = row // (rows // len(script.keep))
         image, y, x = (place.clamp(min=0) for place in (layout.image, layout.row, layout.col))

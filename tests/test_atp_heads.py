@@ -39,7 +39,7 @@ def make_context(seed, batch=2, text=5, drop=0.0, images=1):
         )
 
     return Context(
-        module=0,
+        step=0,
         layer=1,
         layout=layout,
         weight=layout.mask.float(),
@@ -237,7 +237,7 @@ def test_every_option_gives_its_own_score(normalisation, averaging, sources):
 def test_thresholds_differ_between_rows_and_modules_and_not_with_a_row_s_neighbours():
     method, context = make_method(), make_context(1, batch=3)
     first = decide(method, context).thresholds
-    other = decide(method, replace(context, module=1)).thresholds
+    other = decide(method, replace(context, step=1)).thresholds
     assert (first - other).abs().min() > 1e-4
     assert (first[0] - first[1]).abs().min() > 1e-4
     received = {

@@ -66,7 +66,7 @@ class Patterned(Method):
     def select(self, context: Context) -> Selection:
         layout = context.layout
         self.contexts.append(context)
-        return Selection(keep=self.table[context.module, layout.row + 1, layout.col + 1])
+        return Selection(keep=self.table[context.step, layout.row + 1, layout.col + 1])
 
     def alive(self, family: Family, model: Any, sample: Any, num_layers: int) -> Tensor:
         """What each layer must compute on: bool, (num_layers, length)."""

@@ -53,7 +53,7 @@ def context_of(seed: int, rows: Sequence[Sequence[int | str]], layer: int = 0) -
     each = draw(batch, texts, length) * own
     ones = torch.ones(batch, length)
     return Context(
-        module=0,
+        step=0,
         layer=layer,
         layout=layout,
         weight=layout.mask.float(),

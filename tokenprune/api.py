@@ -67,7 +67,7 @@ def wrap(model: Model, method: MethodConfig | Method | str | Path | None = None)
     if hasattr(model, ATTRIBUTE):
         raise ValueError(
             f"This {type(model).__name__} has an attribute {ATTRIBUTE!r} of its own, which is the "
-            "name under which the pruning module is kept: rename it."
+            "name under which the pruning engine is kept: rename it."
         )
     warn_if_newer()
     adapter = adapter_for(model)

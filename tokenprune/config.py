@@ -17,28 +17,28 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = [
-    "MOST_LAYERS",
-    "MOST_SIDE",
-    "MOST_TOKENS",
-    "BeforeConfig",
-    "LayerConfig",
-    "LayersConfig",
+    "MAX_GRID_SIDE",
+    "MAX_LAYERS",
+    "MAX_TOKENS",
     "MethodConfig",
     "ModelFacts",
+    "MultiLayerConfig",
+    "PreDecoderConfig",
+    "SingleLayerConfig",
+    "check_choice",
     "checked_layers",
+    "checked_tuple",
     "is_number",
     "is_whole",
-    "one_of",
     "require",
     "shown",
-    "tuple_of",
 ]
 
 # Bounds that no model and no picture comes near. Configurations come from files too, and what is
 # computed with them in int64 or float32 must stay finite.
-MOST_LAYERS = 10_000
-MOST_TOKENS = 2**31 - 1
-MOST_SIDE = 1024  # rows or columns of one frame's tokens
+MAX_LAYERS = 10_000
+MAX_TOKENS = 2**31 - 1
+MAX_GRID_SIDE = 1024  # rows or columns of one frame's tokens
 
 
 def shown(given: object, longest: int = 200) -> str:
@@ -56,7 +56,7 @@ def require(ok: bool, name: str, given: object, expected: str) -> None:
         raise ValueError(f"{name}={shown(given)}: expected {expected}.")
 
 
-def one_of(name: str, given: object, allowed: tuple[str, ...]) -> None:
+def check_choice(name: str, given: object, allowed: tuple[str, ...]) -> None:
     """Require one of the allowed words."""
     ok = isinstance(given, str) and given in allowed
     require(ok, name, given, "one of " + ", ".join(map(repr, allowed)))
@@ -74,7 +74,7 @@ def is_whole(given: object) -> bool:
     return isinstance(given, int) and not isinstance(given, bool)
 
 
-def tuple_of(name: str, given: Any, expected: str, most: int = MOST_LAYERS) -> tuple[Any, ...]:
+def checked_tuple(name: str, given: Any, expected: str, most: int = MAX_LAYERS) -> tuple[Any, ...]:
     """Require a list or a tuple of at most so many, and give the tuple."""
     require(isinstance(given, list | tuple), name, given, expected)
     require(len(given) <= most, name, given, f"{expected}, at most {most} of them")
@@ -83,9 +83,9 @@ def tuple_of(name: str, given: Any, expected: str, most: int = MOST_LAYERS) -> t
 
 def checked_layers(given: Any, earliest: int = 0) -> tuple[int, ...]:
     """Require rising layer numbers; -1, where it is allowed, is before the first layer."""
-    expected = f"rising whole numbers from {earliest}, below {MOST_LAYERS}"
-    layers = tuple_of("layers", given, expected)
-    whole = all(is_whole(n) and earliest <= n < MOST_LAYERS for n in layers)
+    expected = f"rising whole numbers from {earliest}, below {MAX_LAYERS}"
+    layers = checked_tuple("layers", given, expected)
+    whole = all(is_whole(n) and earliest <= n < MAX_LAYERS for n in layers)
     rising = whole and all(a < b for a, b in pairwise(layers))
     require(bool(layers) and rising, "layers", layers, expected)
     return layers
@@ -128,8 +128,8 @@ class ModelFacts:
             )
         if layers[-1] >= self.num_layers - 1:
             raise ValueError(
-                f"layers={layers}: this decoder has {self.num_layers} layers, so a module can "
-                f"follow layers 0 to {self.num_layers - 2}."
+                f"layers={layers}: this decoder has {self.num_layers} layers, so tokens can go "
+                f"after layers 0 to {self.num_layers - 2}."
             )
 
 
@@ -206,7 +206,7 @@ class MethodConfig:
 
 
 @dataclass(frozen=True)
-class LayersConfig(MethodConfig):
+class MultiLayerConfig(MethodConfig):
     """What the configuration of a method at several layers has.
 
     Attributes
@@ -218,7 +218,7 @@ class LayersConfig(MethodConfig):
 
     earliest: ClassVar[int] = 0
     # Shares of the depth after which the method's paper drops tokens. Empty: the family's default.
-    places: ClassVar[tuple[float, ...]] = ()
+    default_depths: ClassVar[tuple[float, ...]] = ()
 
     layers: tuple[int, ...] | None = None
 
@@ -231,7 +231,7 @@ class LayersConfig(MethodConfig):
         """With layers filled in; see `MethodConfig.fitted`."""
         layers = self.layers
         if layers is None:
-            usual = [max(0, round(facts.num_layers * share) - 1) for share in self.places]
+            usual = [max(0, round(facts.num_layers * share) - 1) for share in self.default_depths]
             first = facts.first_layer
             layers = tuple(sorted({max(n, first) for n in usual or facts.default_layers}))
         facts.check(layers)
@@ -239,7 +239,7 @@ class LayersConfig(MethodConfig):
 
 
 @dataclass(frozen=True)
-class LayerConfig(MethodConfig):
+class SingleLayerConfig(MethodConfig):
     """What the configuration of a method at one layer has.
 
     Attributes
@@ -255,7 +255,7 @@ class LayerConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         """Check the layer."""
-        self._check_whole("layer", self.earliest, MOST_LAYERS - 1)
+        self._check_whole("layer", self.earliest, MAX_LAYERS - 1)
 
     def fitted(self, facts: ModelFacts) -> Self:
         """See `MethodConfig.fitted`."""
@@ -264,7 +264,7 @@ class LayerConfig(MethodConfig):
 
 
 @dataclass(frozen=True)
-class BeforeConfig(MethodConfig):
+class PreDecoderConfig(MethodConfig):
     """What the configuration of a method before the first layer has."""
 
     def fitted(self, facts: ModelFacts) -> Self:

@@ -43,7 +43,7 @@ def fastv_at(layer: int, share: float, total: int, depth: int) -> float | None:
 
 def at_mean(share: float, total: int, depth: int) -> dict[str, MethodConfig | None]:
     """Configurations whose mean over all layers is a share of the tokens. None: out of reach."""
-    places = tp.PyramidDropConfig.places
+    places = tp.PyramidDropConfig.default_depths
     quarters = tuple(round(depth * place) - 1 for place in places)
     configs = _before(share, total)
     few = fastv_at(1, share, total, depth)
@@ -64,7 +64,7 @@ def with_final(share: float, total: int, depth: int) -> dict[str, MethodConfig |
         "FastV": tp.FastVConfig(layer=1, keep=keep),
         "ID-Selection": tp.IDSelectionConfig(layer=1, keep=keep),
         "PyramidDrop": tp.PyramidDropConfig(
-            layers=tuple(round(depth * place) - 1 for place in tp.PyramidDropConfig.places),
+            layers=tuple(round(depth * place) - 1 for place in tp.PyramidDropConfig.default_depths),
             ratio=share ** (1 / 3),
         ),
         "PyramidDrop, ATP's layers": tp.PyramidDropConfig(layers=PLACES, ratio=share ** (1 / 3)),

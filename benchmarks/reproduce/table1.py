@@ -30,7 +30,7 @@ from .store import Store
 
 __all__ = ["run"]
 
-SPARSEVLM = tp.SparseVLMConfig().places
+SPARSEVLM = tp.SparseVLMConfig.default_depths
 """SparseVLM's places, as shares of the depth."""
 
 

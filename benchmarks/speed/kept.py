@@ -65,7 +65,7 @@ class Forced(tp.Method):
     def select(self, context: tp.Context) -> tp.Selection:
         """Keep what is written down."""
         selection = self.method.select(context)
-        keep = self.kept.after[context.module].gather(1, context.positions)
+        keep = self.kept.after[context.step].gather(1, context.positions)
         return replace(selection, keep=keep)
 
 

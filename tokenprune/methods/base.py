@@ -66,8 +66,8 @@ class Context:
 
     Attributes
     ----------
-    module : int
-        Which of the method's modules decides, counted from 0.
+    step : int
+        Number of the pruning step, counted from 0: step n follows layer ``layers[n]``.
     layer : int
         The decoder layer that has just run, counted from 0; -1 before the first.
     layout : VisualLayout
@@ -92,7 +92,7 @@ class Context:
         For a method that names a `tower_layer`, before the first layer.
     """
 
-    module: int
+    step: int
     layer: int
     layout: VisualLayout
     weight: Tensor
@@ -119,7 +119,7 @@ class Selection:
     scores : float32, (batch, tokens), optional
         How much each token matters; NaN here stops the forward pass with an error.
     thresholds : float32, (batch, n), optional
-        What `stats` reports as the thresholds of this module.
+        What `stats` reports as the thresholds of this step.
     keep_text : bool, (batch, tokens), optional
         Which of the context's `text` stays, when tokens are really dropped. None: all.
     hidden_states : Tensor, (batch, tokens, width), optional
@@ -142,10 +142,10 @@ class Trace:
     Attributes
     ----------
     visual_tokens : float32, (batch,)
-    counts : float32, (modules, batch)
-        Visual tokens left after each module.
+    counts : float32, (steps, batch)
+        Visual tokens left after each step.
     layers : tuple of int
-        The decoder layer each module follows, counted from 0.
+        The decoder layer that each step follows, counted from 0.
     num_layers : int
         Decoder layers in all.
     """

@@ -9,16 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import LayerConfig
+from ..config import SingleLayerConfig
 from .base import Context, Method, Selection
-from .ranking import checked_keep, counts, most_of
+from .ranking import check_keep, max_count, token_counts
 from .registry import register_method
 
 __all__ = ["DivPrune", "DivPruneConfig"]
 
 
 @dataclass(frozen=True)
-class DivPruneConfig(LayerConfig):
+class DivPruneConfig(SingleLayerConfig):
     """DivPrune (arXiv 2503.02175).
 
     Parameters
@@ -43,7 +43,7 @@ class DivPruneConfig(LayerConfig):
     def __post_init__(self) -> None:
         """Check every field."""
         super().__post_init__()
-        checked_keep("keep", self.keep)
+        check_keep("keep", self.keep)
 
 
 @register_method("divprune", DivPruneConfig)
@@ -69,8 +69,8 @@ class DivPrune(Method):
     def select(self, context: Context) -> Selection:
         """The most diverse tokens."""
         visual = context.layout.mask
-        count = counts(self.config.keep, context.layout.counts())
-        steps = most_of(self.config.keep, visual.shape[1])
+        count = token_counts(self.config.keep, context.layout.counts())
+        steps = max_count(self.config.keep, visual.shape[1])
         return Selection(keep=most_diverse(context.hidden_states, visual, count, steps))
 
 

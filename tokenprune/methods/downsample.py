@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..config import BeforeConfig
+from ..config import PreDecoderConfig
 from .base import Context, Method, Selection
 from .pooling import pooled
 from .registry import register_method
@@ -16,7 +16,7 @@ __all__ = ["Downsample", "DownsampleConfig"]
 
 
 @dataclass(frozen=True)
-class DownsampleConfig(BeforeConfig):
+class DownsampleConfig(PreDecoderConfig):
     """Down-sampling, a baseline.
 
     Parameters

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..config import LayerConfig
+from ..config import SingleLayerConfig
 from .base import Context, Method, Selection
-from .ranking import checked_keep, counts, highest
+from .ranking import check_keep, highest, token_counts
 from .registry import register_method
 
 __all__ = ["FastV", "FastVConfig"]
 
 
 @dataclass(frozen=True)
-class FastVConfig(LayerConfig):
+class FastVConfig(SingleLayerConfig):
     """FastV (arXiv 2403.06764).
 
     Parameters
@@ -36,7 +36,7 @@ class FastVConfig(LayerConfig):
     def __post_init__(self) -> None:
         """Check every field."""
         super().__post_init__()
-        checked_keep("keep", self.keep)
+        check_keep("keep", self.keep)
 
 
 @register_method("fastv", FastVConfig)
@@ -64,5 +64,5 @@ class FastV(Method):
         """The tokens with the highest attention."""
         scores = context.received["last"].total
         visual = context.layout.mask
-        count = counts(self.config.keep, context.layout.counts())
+        count = token_counts(self.config.keep, context.layout.counts())
         return Selection(keep=highest(scores, visual, count), scores=scores)

@@ -8,16 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import LayerConfig
+from ..config import SingleLayerConfig
 from .base import Context, Method, Selection
-from .ranking import checked_keep, counts, most_of
+from .ranking import check_keep, max_count, token_counts
 from .registry import register_method
 
 __all__ = ["IDSelection", "IDSelectionConfig"]
 
 
 @dataclass(frozen=True)
-class IDSelectionConfig(LayerConfig):
+class IDSelectionConfig(SingleLayerConfig):
     """ID-Selection (arXiv 2604.05601).
 
     Parameters
@@ -41,7 +41,7 @@ class IDSelectionConfig(LayerConfig):
     def __post_init__(self) -> None:
         """Check every field."""
         super().__post_init__()
-        checked_keep("keep", self.keep)
+        check_keep("keep", self.keep)
         self._check_number("gamma", "more than 0, at most 1e6", lambda n: 0 < n <= 1e6)
 
 
@@ -73,8 +73,8 @@ class IDSelection(Method):
         """The tokens taken."""
         visual = context.layout.mask
         scores = context.received["last"].total
-        count = counts(self.config.keep, context.layout.counts())
-        steps = most_of(self.config.keep, visual.shape[1])
+        count = token_counts(self.config.keep, context.layout.counts())
+        steps = max_count(self.config.keep, visual.shape[1])
         keep = suppressing(scores, context.hidden_states, visual, count, steps, self.config.gamma)
         return Selection(keep=keep, scores=scores)
 

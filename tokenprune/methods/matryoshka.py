@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import MOST_SIDE, BeforeConfig
+from ..config import MAX_GRID_SIDE, PreDecoderConfig
 from .base import Context, Method, Selection
 from .pooling import pooled
 from .registry import register_method
@@ -15,7 +15,7 @@ __all__ = ["Matryoshka", "MatryoshkaConfig"]
 
 
 @dataclass(frozen=True)
-class MatryoshkaConfig(BeforeConfig):
+class MatryoshkaConfig(PreDecoderConfig):
     """Matryoshka Multimodal Models (arXiv 2405.17430).
 
     Parameters
@@ -34,7 +34,7 @@ class MatryoshkaConfig(BeforeConfig):
 
     def __post_init__(self) -> None:
         """Check every field."""
-        self._check_whole("stride", 1, MOST_SIDE)
+        self._check_whole("stride", 1, MAX_GRID_SIDE)
 
 
 @register_method("matryoshka", MatryoshkaConfig)

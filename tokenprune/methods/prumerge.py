@@ -9,16 +9,16 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from ..config import MOST_TOKENS, BeforeConfig, require
+from ..config import MAX_TOKENS, PreDecoderConfig, require
 from .base import Context, Method, Selection
-from .ranking import checked_keep, counts, evenly, highest
+from .ranking import check_keep, evenly, highest, token_counts
 from .registry import register_method
 
 __all__ = ["PruMerge", "PruMergeConfig", "outliers"]
 
 
 @dataclass(frozen=True)
-class PruMergeConfig(BeforeConfig):
+class PruMergeConfig(PreDecoderConfig):
     """LLaVA-PruMerge (arXiv 2403.15388).
 
     Parameters
@@ -46,8 +46,8 @@ class PruMergeConfig(BeforeConfig):
         """Check every field."""
         require(isinstance(self.plus, bool), "plus", self.plus, "True or False")
         if self.keep is not None:
-            checked_keep("keep", self.keep)
-        self._check_whole("neighbours", 0, MOST_TOKENS)
+            check_keep("keep", self.keep)
+        self._check_whole("neighbours", 0, MAX_TOKENS)
 
 
 @register_method("prumerge", PruMergeConfig)
@@ -85,7 +85,7 @@ class PruMerge(Method):
             best = outliers(attention, visual).sum(dim=1, keepdim=True).clamp(min=1)
             best, more = best.minimum(total[:, None]), 3 * best
         else:
-            count = counts(config.keep, total)
+            count = token_counts(config.keep, total)
             best = (count / 4).round().long().clamp(min=1) if config.plus else count
             more = count - best
         keep = highest(attention, visual, best)

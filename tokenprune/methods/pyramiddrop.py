@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..config import LayersConfig
+from ..config import MultiLayerConfig
 from .base import Context, Method, Selection
-from .ranking import counts, highest
+from .ranking import highest, token_counts
 from .registry import register_method
 
 __all__ = ["PyramidDrop", "PyramidDropConfig"]
 
 
 @dataclass(frozen=True)
-class PyramidDropConfig(LayersConfig):
+class PyramidDropConfig(MultiLayerConfig):
     """PyramidDrop (arXiv 2410.17247).
 
     Parameters
@@ -31,7 +31,7 @@ class PyramidDropConfig(LayersConfig):
         If a value is outside what is allowed; it names the value and what was expected.
     """
 
-    places: ClassVar[tuple[float, ...]] = (0.25, 0.5, 0.75)
+    default_depths: ClassVar[tuple[float, ...]] = (0.25, 0.5, 0.75)
 
     ratio: float = 0.5
 
@@ -66,5 +66,5 @@ class PyramidDrop(Method):
     def select(self, context: Context) -> Selection:
         """The tokens with the highest attention."""
         scores = context.received["last"].total
-        count = counts(self.config.ratio, context.layout.counts())
+        count = token_counts(self.config.ratio, context.layout.counts())
         return Selection(keep=highest(scores, context.layout.mask, count), scores=scores)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from ..config import MOST_TOKENS, LayersConfig, ModelFacts, is_number, require, tuple_of
+from ..config import MAX_TOKENS, ModelFacts, MultiLayerConfig, checked_tuple, is_number, require
 from .base import Context, Method, Selection
 from .ranking import highest
 from .registry import register_method
@@ -19,7 +19,7 @@ __all__ = ["Random", "RandomConfig"]
 
 
 @dataclass(frozen=True)
-class RandomConfig(LayersConfig):
+class RandomConfig(MultiLayerConfig):
     """Random pruning, the baseline.
 
     Parameters
@@ -46,9 +46,9 @@ class RandomConfig(LayersConfig):
     def __post_init__(self) -> None:
         """Check every field."""
         super().__post_init__()
-        expected = f"counts from 0 to {MOST_TOKENS}"
-        keep = tuple_of("keep", self.keep, expected)
-        ok = bool(keep) and all(is_number(k) and 0 <= k <= MOST_TOKENS for k in keep)
+        expected = f"counts from 0 to {MAX_TOKENS}"
+        keep = checked_tuple("keep", self.keep, expected)
+        ok = bool(keep) and all(is_number(k) and 0 <= k <= MAX_TOKENS for k in keep)
         require(ok, "keep", keep, expected)
         object.__setattr__(self, "keep", tuple(float(k) for k in keep))
         self._check_whole("seed", -(2**63), 2**63 - 1)  # what torch.Generator takes
@@ -84,7 +84,7 @@ class Random(Method):
         self._generator = torch.Generator().manual_seed(config.seed)
 
     def select(self, context: Context) -> Selection:
-        """Draw this module's tokens."""
+        """Draw this step's tokens."""
         visual = context.layout.mask
         # Neither torch's default dtype nor its default device may change the draws.
         how: dict[str, Any] = {
@@ -94,5 +94,5 @@ class Random(Method):
         }
         draws = torch.rand(visual.shape, **how).to(visual.device)
         extra = torch.rand(visual.shape[0], 1, **how).to(visual.device)
-        count = (self.config.keep[context.module] + extra).floor()
+        count = (self.config.keep[context.step] + extra).floor()
         return Selection(keep=highest(draws, visual, count))

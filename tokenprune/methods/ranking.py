@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..config import MOST_TOKENS, is_number, require
+from ..config import MAX_TOKENS, is_number, require
 
-__all__ = ["checked_keep", "counts", "evenly", "highest", "most_of"]
+__all__ = ["check_keep", "evenly", "highest", "max_count", "token_counts"]
 
 
-def checked_keep(name: str, given: object) -> None:
+def check_keep(name: str, given: object) -> None:
     """Require a share of the tokens or a number of them."""
-    expected = f"a number of tokens from 1 to {MOST_TOKENS}, or a share of them between 0 and 1"
-    ok = is_number(given) and 0 < given <= MOST_TOKENS  # type: ignore[operator]
+    expected = f"a number of tokens from 1 to {MAX_TOKENS}, or a share of them between 0 and 1"
+    ok = is_number(given) and 0 < given <= MAX_TOKENS  # type: ignore[operator]
     require(ok, name, given, expected)
 
 
-def counts(keep: float, of: Tensor) -> Tensor:
+def token_counts(keep: float, of: Tensor) -> Tensor:
     """How many tokens a number or share of them is.
 
     Parameters
@@ -35,8 +35,8 @@ def counts(keep: float, of: Tensor) -> Tensor:
     return wanted.clamp(min=1).minimum(of)[:, None]
 
 
-def most_of(keep: float, tokens: int) -> int:
-    """What `counts` is at most in a sequence of so many tokens, without asking the device."""
+def max_count(keep: float, tokens: int) -> int:
+    """What `token_counts` is at most in a sequence of so many tokens, without asking the device."""
     return min(round(keep) if keep >= 1 else round(keep * tokens) + 1, tokens)
 
 

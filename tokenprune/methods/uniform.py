@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..config import LayerConfig
+from ..config import SingleLayerConfig
 from .base import Context, Method, Selection
 from .registry import register_method
 
@@ -15,7 +15,7 @@ __all__ = ["Uniform", "UniformConfig", "coarse_lines"]
 
 
 @dataclass(frozen=True)
-class UniformConfig(LayerConfig):
+class UniformConfig(SingleLayerConfig):
     """A uniform grid of tokens, a baseline.
 
     Parameters

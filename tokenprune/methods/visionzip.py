@@ -7,17 +7,17 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from ..config import BeforeConfig
+from ..config import PreDecoderConfig
 from .base import Context, Method, Selection
 from .pooling import group_means
-from .ranking import checked_keep, counts, evenly, highest
+from .ranking import check_keep, evenly, highest, token_counts
 from .registry import register_method
 
 __all__ = ["VisionZip", "VisionZipConfig"]
 
 
 @dataclass(frozen=True)
-class VisionZipConfig(BeforeConfig):
+class VisionZipConfig(PreDecoderConfig):
     """VisionZip (arXiv 2412.04467).
 
     Parameters
@@ -38,7 +38,7 @@ class VisionZipConfig(BeforeConfig):
 
     def __post_init__(self) -> None:
         """Check every field."""
-        checked_keep("keep", self.keep)
+        check_keep("keep", self.keep)
         self._check_number("contextual", "a share from 0, below 1", lambda n: 0 <= n < 1)
 
 
@@ -70,7 +70,7 @@ class VisionZip(Method):
         """Dominant and contextual tokens."""
         assert context.tower is not None
         visual, hidden = context.layout.mask, context.hidden_states
-        count = counts(self.config.keep, context.layout.counts())
+        count = token_counts(self.config.keep, context.layout.counts())
         merged = (count * self.config.contextual).round().long()
         dominant = highest(context.tower.attention, visual, count - merged)
         rest = visual & ~dominant

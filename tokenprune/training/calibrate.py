@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..config import MOST_TOKENS, require
+from ..config import MAX_TOKENS, require
 from ..engine import Engine, engine_of
 from ..engine.record import Record
 from ..methods.atp import ATP
@@ -136,10 +136,10 @@ def _cap(given: Any) -> int | None:
     whole = isinstance(given, Integral) and not isinstance(given, bool)
     cap = int(given) if whole else 0
     require(
-        0 < cap <= MOST_TOKENS,
+        0 < cap <= MAX_TOKENS,
         "max_kept",
         given,
-        f"a whole number from 1 to {MOST_TOKENS}, or None",
+        f"a whole number from 1 to {MAX_TOKENS}, or None",
     )
     return cap
 

@@ -6,14 +6,14 @@ import dataclasses
 from dataclasses import dataclass
 
 from ...config import (
-    MOST_SIDE,
-    MOST_TOKENS,
-    LayersConfig,
+    MAX_GRID_SIDE,
+    MAX_TOKENS,
     ModelFacts,
+    MultiLayerConfig,
+    check_choice,
+    checked_tuple,
     is_whole,
-    one_of,
     require,
-    tuple_of,
 )
 
 __all__ = ["LARGEST_SHIFT", "ATPConfig"]
@@ -25,11 +25,11 @@ _LARGEST_ID = 2**31 - 1
 _MOST_IDS = 10_000  # what stays always; vocabularies name some thousands at most
 _MOST_STRIDES = 64
 _MOST_HIDDEN = 2**16
-_MOST_WEIGHTS = 2**26  # of one module's first layer: 256 MiB
+_MOST_WEIGHTS = 2**26  # of the first layer of one step's heads: 256 MiB
 
 
 @dataclass(frozen=True)
-class ATPConfig(LayersConfig):
+class ATPConfig(MultiLayerConfig):
     """ATP: adaptive token pruning (ATP-LLaVA, arXiv 2412.00447).
 
     The paper fixes some of this; what it leaves open is an option here, and the default is what
@@ -39,7 +39,7 @@ class ATPConfig(LayersConfig):
     Parameters
     ----------
     layers : tuple of int, optional
-        Decoder layers, counted from 0, after which a module decides. None: the family's default,
+        Decoder layers, counted from 0, after which tokens are dropped. None: the family's default,
         the paper's 3, 13, 23 of 32 layers or the same places in proportion.
     target_tokens : float, optional
         Mean number of visual tokens per image over *all* decoder layers that training aims at.
@@ -59,13 +59,13 @@ class ATPConfig(LayersConfig):
         Whether survivors keep their original positions. Off: numbered anew without gaps, the
         paper's ablation; ``generate`` then needs ``use_cache=False``.
     revival : bool
-        Whether tokens dropped at one module can come back at the next, with the hidden state they
+        Whether tokens dropped at one step can come back at the next, with the hidden state they
         left with, if they score above its threshold there: scores are then over all visual tokens
         each time, as if none were gone. Not in the paper. Costs the keys of those that are gone at
-        each further module's layer, which no statistic counts. In training, whose tokens are
-        softened and go on being computed, it means that each module's mask stands alone.
+        each further step's layer, which no statistic counts. In training, whose tokens are
+        softened and go on being computed, it means that each step's mask stands alone.
     text_threshold : float in (0, 1), optional
-        Prune the prompt's text too, after every module but the first: a token stays where
+        Prune the prompt's text too, after every step but the first: a token stays where
         x / (1 + x) is above this, x being the attention it receives from the prompt's text, as a
         multiple of the mean over those that may go (0.5: the mean). The last token and special
         ones always stay. Not in the paper, not learned, and only when tokens are really dropped.
@@ -140,30 +140,30 @@ class ATPConfig(LayersConfig):
         if self.text_threshold is not None:
             self._check_number("text_threshold", "between 0 and 1", lambda n: 0 < n < 1)
         expected = f"whole numbers from 0 to {_LARGEST_ID}"
-        ids = tuple_of("special_ids", self.special_ids, expected, _MOST_IDS)
+        ids = checked_tuple("special_ids", self.special_ids, expected, _MOST_IDS)
         ok = all(is_whole(n) and 0 <= n <= _LARGEST_ID for n in ids)
         require(ok, "special_ids", ids, expected)
         object.__setattr__(self, "special_ids", ids)
         if self.target_tokens is not None:
-            expected = f"more than 0, at most {MOST_TOKENS}"
-            self._check_number("target_tokens", expected, lambda n: 0 < n <= MOST_TOKENS)
-        one_of("normalisation", self.normalisation, ("share", "minmax", "none"))
-        one_of("averaging", self.averaging, ("visible", "all"))
-        one_of("training", self.training, ("soft", "straight_through"))
-        one_of("target_unit", self.target_unit, ("share", "tokens"))
+            expected = f"more than 0, at most {MAX_TOKENS}"
+            self._check_number("target_tokens", expected, lambda n: 0 < n <= MAX_TOKENS)
+        check_choice("normalisation", self.normalisation, ("share", "minmax", "none"))
+        check_choice("averaging", self.averaging, ("visible", "all"))
+        check_choice("training", self.training, ("soft", "straight_through"))
+        check_choice("target_unit", self.target_unit, ("share", "tokens"))
         for name, allowed in (
             ("sources", ("self", "cross")),
             ("prunings", ("redundant", "spatial")),
         ):
             expected = f"one or both of {allowed}"
-            given = tuple_of(name, getattr(self, name), expected)
+            given = checked_tuple(name, getattr(self, name), expected)
             ok = bool(given) and all(isinstance(g, str) and g in allowed for g in given)
             ok = ok and len(set(given)) == len(given)
             require(ok, name, given, expected)
             object.__setattr__(self, name, given)
-        expected = f"whole numbers from 2 to {MOST_SIDE}"
-        strides = tuple_of("strides", self.strides, expected, _MOST_STRIDES)
-        ok = bool(strides) and all(is_whole(s) and 1 < s <= MOST_SIDE for s in strides)
+        expected = f"whole numbers from 2 to {MAX_GRID_SIDE}"
+        strides = checked_tuple("strides", self.strides, expected, _MOST_STRIDES)
+        ok = bool(strides) and all(is_whole(s) and 1 < s <= MAX_GRID_SIDE for s in strides)
         require(ok, "strides", strides, expected)
         object.__setattr__(self, "strides", strides)
         most = min(strides) ** 2
@@ -173,9 +173,9 @@ class ATPConfig(LayersConfig):
             lambda n: 0 < n < most,
         )
         if self.grid is not None:
-            expected = f"two whole numbers from 1 to {MOST_SIDE}"
-            grid = tuple_of("grid", self.grid, expected)
-            ok = len(grid) == 2 and all(is_whole(n) and 0 < n <= MOST_SIDE for n in grid)
+            expected = f"two whole numbers from 1 to {MAX_GRID_SIDE}"
+            grid = checked_tuple("grid", self.grid, expected)
+            ok = len(grid) == 2 and all(is_whole(n) and 0 < n <= MAX_GRID_SIDE for n in grid)
             require(ok, "grid", grid, expected)
             object.__setattr__(self, "grid", grid)
         self._check_whole("hidden", 1, _MOST_HIDDEN)
@@ -199,7 +199,7 @@ class ATPConfig(LayersConfig):
         if not full < target <= total:
             raise ValueError(
                 f"target_tokens={target:g} of an image of {total}: the {config.layers[0] + 1} "
-                f"layer(s) up to the first module cost {full:g} of {total} tokens of the mean over "
+                f"layer(s) up to the first step cost {full:g} of {total} tokens of the mean over "
                 f"all {facts.num_layers} layers, so the target must be above {full:g} and at most "
                 f"{total}. Raise it, or prune earlier."
             )

@@ -16,7 +16,7 @@ def _mean_over_rows(values: Tensor, visual_tokens: Tensor) -> Tensor:
 
 
 def atp_loss(trace: Trace) -> Tensor:
-    """L_atp = Σ_l (N_l / N_v)·l over the modules, l their depth from 1: deep tokens cost more."""
+    """L_atp = Σ_l (N_l / N_v)·l over the steps, l their depth from 1: deep tokens cost more."""
     depths = trace.counts.new_tensor([n + 1.0 for n in trace.layers])
     shares = trace.counts / trace.visual_tokens.clamp(min=1)
     return _mean_over_rows((shares * depths[:, None]).sum(dim=0), trace.visual_tokens)

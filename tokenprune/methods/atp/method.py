@@ -1,4 +1,4 @@
-"""The ATP module: scores, thresholds, masks."""
+"""The ATP method: scores, thresholds, masks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...config import MOST_TOKENS, is_number, is_whole, require, shown, tuple_of
+from ...config import MAX_TOKENS, checked_tuple, is_number, is_whole, require, shown
 from ..base import Context, Method, Selection, Trace
 from ..ranking import highest
 from ..registry import register_method
@@ -55,7 +55,7 @@ class ATP(Method):
     shifts : list of float
         Added to the logits of θ_r and θ_s: the knob between calibrated budgets.
     max_kept : int, optional
-        At most so many visual tokens per sample stay after each module.
+        At most so many visual tokens per sample stay after each step.
     budgets : list of dict
         What `calibrate` has found, as {"tokens", "shifts", "max_kept"}.
     """
@@ -83,7 +83,7 @@ class ATP(Method):
         self.budgets: list[dict[str, Any]] = []
 
     def begin(self, context: Context) -> Places:
-        """What every token's place says, which no module changes."""
+        """What every token's place says, which no step changes."""
         config, layout = self.config, context.layout
         assert config.grid is not None
         return Places(
@@ -92,7 +92,7 @@ class ATP(Method):
         )
 
     def select(self, context: Context) -> Selection:
-        """Scores against this module's thresholds."""
+        """Scores against this step's thresholds."""
         config, layout = self.config, context.layout
         margin, redundant, thresholds = self.margins(context)
         keep = layout.mask & (margin > 0)
@@ -105,7 +105,7 @@ class ATP(Method):
             if config.training == "straight_through":
                 soft = keep.float() + soft - soft.detach()
         text = None
-        if config.text_threshold is not None and context.module > 0:
+        if config.text_threshold is not None and context.step > 0:
             text = text_score(context.received["prompt"], context.text) > config.text_threshold
         return Selection(
             keep=keep,
@@ -137,7 +137,7 @@ class ATP(Method):
         shares = normalise(torch.stack([self_map, cross_map]), weight, "share") * weight
         places: Places = context.memory
         cells = places.cells.gather(1, context.positions)
-        logits = self.thresholds[context.module](shares, context.layout.mask, cells)
+        logits = self.thresholds[context.step](shares, context.layout.mask, cells)
         if any(self.shifts):
             # As numbers: a tensor made of them here would wait for the device.
             parts = zip(logits.unbind(dim=1), self.shifts, strict=True)
@@ -209,15 +209,15 @@ class ATP(Method):
 
 def _shifts(given: Any) -> list[float]:
     expected = f"two numbers between -{LARGEST_SHIFT:g} and {LARGEST_SHIFT:g}"
-    shifts = tuple_of("shifts", given, expected)
+    shifts = checked_tuple("shifts", given, expected)
     ok = len(shifts) == 2 and all(is_number(n) and abs(n) <= LARGEST_SHIFT for n in shifts)
     require(ok, "shifts", given, expected)
     return [float(shift) for shift in shifts]
 
 
 def _cap(given: Any) -> int | None:
-    ok = given is None or (is_whole(given) and 0 < given <= MOST_TOKENS)
-    require(ok, "max_kept", given, f"a whole number from 1 to {MOST_TOKENS}, or None")
+    ok = given is None or (is_whole(given) and 0 < given <= MAX_TOKENS)
+    require(ok, "max_kept", given, f"a whole number from 1 to {MAX_TOKENS}, or None")
     return given
 
 
@@ -225,10 +225,10 @@ def _budgets(given: Any) -> list[dict[str, Any]]:
     """Budgets with rising targets, which `ATP.set_budget` goes between."""
     budgets = []
     least = 0.0
-    for budget in tuple_of("budgets", given, "a list"):
+    for budget in checked_tuple("budgets", given, "a list"):
         tokens = budget["tokens"]
-        expected = f"numbers above 0, at most {MOST_TOKENS}, each above the one before"
-        require(is_number(tokens) and least < tokens <= MOST_TOKENS, "tokens", tokens, expected)
+        expected = f"numbers above 0, at most {MAX_TOKENS}, each above the one before"
+        require(is_number(tokens) and least < tokens <= MAX_TOKENS, "tokens", tokens, expected)
         least = float(tokens)
         shifts, cap = _shifts(budget["shifts"]), _cap(budget["max_kept"])
         budgets.append({"tokens": least, "shifts": shifts, "max_kept": cap})

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from ...config import LayersConfig, ModelFacts, require, tuple_of
+from ...config import ModelFacts, MultiLayerConfig, checked_tuple, require
 from ..base import Context, Method, Selection
-from ..ranking import checked_keep, counts, highest
+from ..ranking import check_keep, highest, token_counts
 from ..registry import register_method
 from .recycle import recycled
 
@@ -21,7 +21,7 @@ __all__ = ["SparseVLM", "SparseVLMConfig", "raters"]
 
 
 @dataclass(frozen=True)
-class SparseVLMConfig(LayersConfig):
+class SparseVLMConfig(MultiLayerConfig):
     """SparseVLM (arXiv 2410.04417).
 
     Parameters
@@ -46,7 +46,7 @@ class SparseVLMConfig(LayersConfig):
         If a value is outside what is allowed; it names the value and what was expected.
     """
 
-    places: ClassVar[tuple[float, ...]] = (3 / 32, 7 / 32, 16 / 32)
+    default_depths: ClassVar[tuple[float, ...]] = (3 / 32, 7 / 32, 16 / 32)
 
     scale: float = 0.5
     keep: tuple[float, ...] | None = None
@@ -61,10 +61,10 @@ class SparseVLMConfig(LayersConfig):
         self._check_number("recycle", "a share from 0 to 1", lambda n: 0 <= n <= 1)
         if self.keep is not None:
             expected = "numbers or shares of tokens, one for each layer"
-            keep = tuple_of("keep", self.keep, expected)
+            keep = checked_tuple("keep", self.keep, expected)
             require(bool(keep), "keep", keep, expected)
             for each in keep:
-                checked_keep("keep", each)
+                check_keep("keep", each)
             object.__setattr__(self, "keep", keep)
 
     def fitted(self, facts: ModelFacts) -> Self:
@@ -125,7 +125,7 @@ class SparseVLM(Method):
             spare = total - torch.linalg.matrix_rank(attention.nan_to_num(), rtol=1e-3)
             count = (total - (config.scale * spare).round().long())[:, None]
         else:
-            count = counts(config.keep[context.module], total)
+            count = token_counts(config.keep[context.step], total)
         keep = highest(scores, visual, count)
         if not config.recycle:
             return Selection(keep=keep, scores=scores)
