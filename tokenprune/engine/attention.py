@@ -59,9 +59,7 @@ def _observed(backend: Backend) -> Callable[..., Any]:
         check_placed("The attention of a decoder layer", kwargs)
         output, lse = backend.attend(module, *states, attention_mask, **kwargs)
         scaling, softcap = kwargs.get("scaling"), kwargs.get("softcap")
-        running.observe(
-            layer, LayerAttention(*states, attention_mask, scaling, softcap, lse)
-        )
+        running.observe(layer, LayerAttention(*states, attention_mask, scaling, softcap, lse))
         return output
 
     attention.__name__ = _PREFIX + backend.name

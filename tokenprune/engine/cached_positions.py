@@ -35,7 +35,9 @@ class CachedPositions:
 
     _rows: tuple[str, Any, CachedPositions] | None = field(default=None, init=False, repr=False)
 
-    def rows(self, operation: str, argument: Any, take: Callable[[Tensor], Tensor]) -> CachedPositions:
+    def rows(
+        self, operation: str, argument: Any, take: Callable[[Tensor], Tensor]
+    ) -> CachedPositions:
         """Return the keys of other rows of the batch.
 
         Layers that share their keys go on sharing them: they are asked one after the other with the
@@ -82,7 +84,7 @@ def cached_columns(
 def extend(
     keys: CachedPositions | None, past: int, index: Tensor, valid: Tensor | None, length: int
 ) -> CachedPositions:
-    """Return a layer's positions after a pass over `length` new positions that kept those at `index`."""
+    """Return a layer's positions after a pass over `length` new ones that kept those at `index`."""
     if past == 0:
         return CachedPositions(index, valid, length)
     old, old_valid = cached_columns(keys, past, index)
@@ -95,7 +97,9 @@ def extend(
     return CachedPositions(torch.cat([old, index + past], dim=1), valid, past + length)
 
 
-def widened(keys: CachedPositions | None, past: int, kept: Survivors, length: int) -> CachedPositions:
+def widened(
+    keys: CachedPositions | None, past: int, kept: Survivors, length: int
+) -> CachedPositions:
     """Return a layer's positions after a pass whose survivors were laid out at full length."""
     every = torch.arange(length, device=kept.index.device).expand(len(kept.index), -1)
     return extend(keys, past, every, kept.marks(every), length)

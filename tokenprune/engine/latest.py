@@ -1,4 +1,4 @@
-"""What the last forward pass of each thread left to be asked for."""
+"""Results of each thread's last forward pass."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Latest(threading.local):
     losses: dict[str, Tensor] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Latest:
-        """A thread's results stay with the model that made them."""
+        """Start the copy with no results: they belong to the model that made them."""
         return Latest()
 
     def __reduce__(self) -> tuple[type[Latest], tuple[()]]:
-        """Likewise for a pickled model."""
+        """Start a pickled model with no results."""
         return (Latest, ())

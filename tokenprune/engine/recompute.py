@@ -86,7 +86,7 @@ def mask_again(
 
 
 def kept_tensors() -> AbstractContextManager[Any]:
-    """What our hooks save for the backward pass is theirs to keep, not the checkpoint's to redo."""
+    """Keep what our hooks save for the backward pass: a checkpoint would not compute it again."""
     if not torch.is_grad_enabled():
         return nullcontext()
     return torch.autograd.graph.saved_tensors_hooks(_detached, _same)

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from ..layout import VisualLayout
 
-__all__ = ["NEEDS", "Context", "Method", "Received", "Selection", "Tower", "Trace"]
+__all__ = ["ATTENTION_NEEDS", "NEEDS", "Context", "Method", "Received", "Selection", "Tower", "Trace"]
 
-NEEDS = frozenset({"visual", "prompt", "last", "each"})
+ATTENTION_NEEDS = frozenset({"visual", "prompt", "last", "each"})
+NEEDS = ATTENTION_NEEDS
 """What `Method.needs` may name."""
 
 

@@ -44,9 +44,7 @@ class Backend:
         """Return the attention function that a module would call without this library."""
         return ALL_ATTENTION_FUNCTIONS[self.name]
 
-    def attend(
-        self, module: nn.Module, *args: Any, **kwargs: Any
-    ) -> tuple[Any, Tensor | None]:
+    def attend(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Tensor | None]:
         """Call the attention function.
 
         Returns

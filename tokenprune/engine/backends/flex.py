@@ -22,9 +22,7 @@ class FlexBackend(Backend):
 
     name = "flex_attention"
 
-    def attend(
-        self, module: nn.Module, *args: Any, **kwargs: Any
-    ) -> tuple[Any, Tensor | None]:
+    def attend(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Tensor | None]:
         """See `Backend.attend`."""
         output = self.function(module)(*args, **kwargs)
         lse = output[1]

@@ -22,7 +22,7 @@ def backend_names() -> tuple[str, ...]:
 
 
 def backend_named(name: str | None) -> Backend:
-    """Return a backend by its name in ``attn_implementation``; None means eager, as a config's does.
+    """Return a backend by its name in ``attn_implementation``; None is eager.
 
     Raises
     ------

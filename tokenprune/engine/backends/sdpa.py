@@ -18,9 +18,7 @@ class SdpaBackend(Backend):
 
     name = "sdpa"
 
-    def attend(
-        self, module: nn.Module, *args: Any, **kwargs: Any
-    ) -> tuple[Any, Tensor | None]:
+    def attend(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Tensor | None]:
         """See `Backend.attend`."""
         with LogSumExp() as left:
             output = self.function(module)(*args, **kwargs)

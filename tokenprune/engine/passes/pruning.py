@@ -161,9 +161,7 @@ class PruningPass(DecidingPass):
         """See `Pass.full_length`."""
         if not self._drops:
             return hidden_states
-        return full_length(
-            hidden_states, self._drops, self.facts.length, self.facts.num_layers
-        )
+        return full_length(hidden_states, self._drops, self.facts.length, self.facts.num_layers)
 
 
 def _check_whole_images(found: dict[str, Any]) -> None:
