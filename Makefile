@@ -88,7 +88,7 @@ options: $(READY)
 
 # Which families of transformers can be pruned: docs/families.md and adapters/verified.json.
 families: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.families -n $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m scripts.verify_families -n $(WORKERS)
 
 # Time against an oracle on the same tokens: docs/performance.md.
 bench: $(READY)
@@ -112,7 +112,7 @@ fuzz: $(READY)
 		tests/test_state_machine.py tests/test_ragged_fuzz.py
 
 soak: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak --count $(PASSES)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.support.soak --count $(PASSES)
 
 # docs/reliability.md: everything above and more, hours.
 reliability: $(READY)

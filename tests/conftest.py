@@ -2,7 +2,7 @@
 
 ``--device cpu`` or ``--device cuda`` keeps to one device; without it a test that takes `device`
 runs on each there is. Tests that do not take it have nothing to do with devices, so a run on CUDA
-alone leaves them out. ``--device elsewhere`` pretends that there is one: see `elsewhere`.
+alone leaves them out. ``--device elsewhere`` pretends that there is one: see `support.fake_device`.
 
 Each test begins with the same random numbers; ``--seed`` takes others. A test must pass with any.
 """
@@ -63,7 +63,7 @@ def _pretended(request: pytest.FixtureRequest) -> Iterator[None]:
     if request.config.getoption("--device") != "elsewhere":
         yield
         return
-    from .elsewhere import Pretend
+    from .support.fake_device import Pretend
 
     with Pretend():
         yield

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 import tokenprune as tp
 
-from .cases import LAYERS
-from .models import IMAGE, VOCABULARY, make_batch, tiny_llava
+from .support.strategies import LAYERS
+from .support.tiny_llava import IMAGE, VOCABULARY, make_batch, tiny_llava
 
 ATP = tp.ATPConfig(layers=(0, 2), target_tokens=20, start_spatial=0.5)
 PROMPTS = [(3, IMAGE, 4), (2, IMAGE, 1, IMAGE, 6), (7,), (5, IMAGE)]

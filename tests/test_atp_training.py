@@ -15,7 +15,7 @@ from tokenprune.engine.masks import soften
 from tokenprune.methods.atp.loss import atp_loss, target_loss
 from tokenprune.methods.base import Trace
 
-from .models import IMAGE, VISUAL_TOKENS, is_text, make_batch, tiny_llava, with_labels
+from .support.tiny_llava import IMAGE, VISUAL_TOKENS, is_text, make_batch, tiny_llava, with_labels
 
 LAYERS = (1, 3)
 PROMPTS = ((4, IMAGE, 6), (2, IMAGE, 9))

@@ -14,8 +14,8 @@ from PIL import Image
 
 import tokenprune as tp
 
-from .cases import LAYERS
-from .models import tiny_llava
+from .support.strategies import LAYERS
+from .support.tiny_llava import tiny_llava
 from .test_misuse import BATCH, CONFIG
 
 

@@ -10,10 +10,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import tokenprune as tp
 
-from .cases import LAYERS
 from .families import FAMILIES
-from .models import IMAGE, cache_of, make_batch, on_cache, tiny_llava, with_labels
-from .scripted import scripted
+from .support.scripted_method import scripted
+from .support.strategies import LAYERS
+from .support.tiny_llava import IMAGE, cache_of, make_batch, on_cache, tiny_llava, with_labels
 
 CONFIG = tp.ATPConfig(layers=(0, 2), target_tokens=20)
 

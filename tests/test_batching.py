@@ -7,10 +7,10 @@ from hypothesis import given
 
 import tokenprune as tp
 
-from .cases import LAYERS, Case, cases, model_of
-from .models import IMAGE_TOKEN, PAD, is_text, row_alone, tiny_llava
-from .scripted import scripted
-from .tolerance import assert_close
+from .support.scripted_method import scripted
+from .support.strategies import LAYERS, Case, cases, model_of
+from .support.tiny_llava import IMAGE_TOKEN, PAD, is_text, row_alone, tiny_llava
+from .support.tolerance import assert_close
 
 FIGURES = [
     "kv_bytes",

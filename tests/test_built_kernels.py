@@ -17,7 +17,7 @@ SHARED = 99 * 1024
 @pytest.mark.parametrize("capability", [80, 90])
 def test_what_a_program_holds_stays_on_the_chip(capability: int) -> None:
     ran = subprocess.run(
-        [sys.executable, "-m", "tests.build_kernels", str(capability)],
+        [sys.executable, "-m", "scripts.build_kernels", str(capability)],
         capture_output=True,
         text=True,
         check=False,

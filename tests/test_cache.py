@@ -14,11 +14,11 @@ from transformers import DynamicCache, StaticCache
 import tokenprune as tp
 from tokenprune.engine.caches import load
 
-from .cases import LAYERS, Case, cases, model_of, positions, prompts
-from .models import IMAGE, Batch, cache_of, make_batch, on_cache, row_alone
-from .reference import Pass, Reference
-from .scripted import alive_table, scripted
-from .tolerance import assert_close
+from .support.reference_decoder import Pass, Reference
+from .support.scripted_method import alive_table, scripted
+from .support.strategies import LAYERS, Case, cases, model_of, positions, prompts
+from .support.tiny_llava import IMAGE, Batch, cache_of, make_batch, on_cache, row_alone
+from .support.tolerance import assert_close
 
 
 class Turn:

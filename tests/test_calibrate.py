@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import tokenprune as tp
 from tokenprune.engine import engine_of
 
-from .models import IMAGE, VISUAL_TOKENS, make_batch, tiny_llava, with_labels
+from .support.tiny_llava import IMAGE, VISUAL_TOKENS, make_batch, tiny_llava, with_labels
 
 LAYERS = (1, 3)  # of 6: the layers before the first module cost 12 of 36 tokens
 PROMPTS = ((4, IMAGE, 6), (2, IMAGE, 9), (5, IMAGE, 4))

@@ -6,8 +6,8 @@ import torch
 
 import tokenprune as tp
 
-from .models import IMAGE, make_batch, tiny_llava
-from .tolerance import assert_close
+from .support.tiny_llava import IMAGE, make_batch, tiny_llava
+from .support.tolerance import assert_close
 
 
 def test_a_compiled_model_prunes_as_it_did(device: str) -> None:

@@ -13,8 +13,8 @@ from transformers import LlavaForConditionalGeneration
 
 import tokenprune as tp
 
-from .models import IMAGE, make_batch, tiny_llava
-from .tolerance import assert_close
+from .support.tiny_llava import IMAGE, make_batch, tiny_llava
+from .support.tolerance import assert_close
 
 METHODS = {
     "ATP": tp.ATPConfig(layers=(0, 2), target_tokens=30),

@@ -8,10 +8,10 @@ from torch import nn
 
 import tokenprune as tp
 
-from .cases import LAYERS, Case, cases, model_of, positions, reference_rows
-from .models import IMAGE, IMAGE_TOKEN, is_text, make_batch, tiny_llava, with_labels
-from .scripted import scripted
-from .tolerance import assert_close
+from .support.scripted_method import scripted
+from .support.strategies import LAYERS, Case, cases, model_of, positions, reference_rows
+from .support.tiny_llava import IMAGE, IMAGE_TOKEN, is_text, make_batch, tiny_llava, with_labels
+from .support.tolerance import assert_close
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

@@ -13,11 +13,19 @@ from torch import Tensor
 import tokenprune as tp
 from tokenprune.engine import engine_of
 
-from .cases import LAYERS, Case, cases, model_of, reference_rows
-from .models import BOS, IMAGE, IMAGE_TOKEN, make_batch, row_alone, tiny_llava, with_labels
-from .reference import Reference
-from .scripted import SPARED, scripted
-from .tolerance import assert_close
+from .support.reference_decoder import Reference
+from .support.scripted_method import SPARED, scripted
+from .support.strategies import LAYERS, Case, cases, model_of, reference_rows
+from .support.tiny_llava import (
+    BOS,
+    IMAGE,
+    IMAGE_TOKEN,
+    make_batch,
+    row_alone,
+    tiny_llava,
+    with_labels,
+)
+from .support.tolerance import assert_close
 
 
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])

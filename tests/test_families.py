@@ -26,7 +26,7 @@ from tokenprune.methods.base import Context, Method, Selection
 
 from .families import FAMILIES, Family
 from .families.base import release
-from .tolerance import assert_close
+from .support.tolerance import assert_close
 
 # Wider than any grid here, and one more for tokens without a place.
 _MOST = 64
@@ -543,7 +543,7 @@ def test_designs_without_visual_tokens_to_drop_are_refused(name: str, reason: st
 
 
 def test_supported_names_what_was_verified_here() -> None:
-    """The list is written by `python -m tests.families`, under the release it names."""
+    """The list is written by `python -m scripts.verify_families`, under the release it names."""
     written = json.loads((Path(adapters.__file__).parent / "verified.json").read_text())
     if written["transformers"] != transformers.__version__:
         pytest.skip(f"written under transformers {written['transformers']}")

@@ -12,10 +12,10 @@ from transformers import GenerationConfig
 
 import tokenprune as tp
 
-from .cases import LAYERS, Case, cases, model_of
-from .models import IMAGE, Batch, cache_of, make_batch, on_cache, row_alone, tiny_llava
-from .reference import Reference
-from .scripted import alive_table, scripted
+from .support.reference_decoder import Reference
+from .support.scripted_method import alive_table, scripted
+from .support.strategies import LAYERS, Case, cases, model_of
+from .support.tiny_llava import IMAGE, Batch, cache_of, make_batch, on_cache, row_alone, tiny_llava
 
 STEPS = 5
 

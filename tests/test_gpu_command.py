@@ -16,18 +16,16 @@ import pytest
 import torch
 from hypothesis import Phase, settings
 
+from benchmarks.gpu import __main__ as program
+from benchmarks.gpu import device as on_device
+from benchmarks.gpu import properties, runner, speed, steps
+from benchmarks.gpu.render import render
+from benchmarks.gpu.results import Job, read, write
+from benchmarks.gpu.steps import ENVIRONMENT, STEPS, Step
+from benchmarks.speed import render as speed_page
+from benchmarks.speed.shapes import SHAPES
+
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # benchmarks are not installed
-
-from benchmarks.gpu import __main__ as program  # noqa: E402
-from benchmarks.gpu import device as on_device  # noqa: E402
-from benchmarks.gpu import properties, runner, speed, steps  # noqa: E402
-from benchmarks.gpu.render import render  # noqa: E402
-from benchmarks.gpu.results import Job, read, write  # noqa: E402
-from benchmarks.gpu.steps import ENVIRONMENT, STEPS, Step  # noqa: E402
-from benchmarks.speed import render as speed_page  # noqa: E402
-from benchmarks.speed.shapes import SHAPES  # noqa: E402
-
 SPEED = "speed-llava-1.5-7b"
 KNOWN = {
     "device": "cpu",

@@ -24,10 +24,19 @@ from hypothesis import strategies as st
 import tokenprune as tp
 from tokenprune.engine import engine_of
 
-from .counting import count
-from .heads_files import CONFIG, HEADS, edit, edit_header, edit_text, read, write, write_older
-from .models import tiny_llava
-from .savers import wrapped
+from .support.case_counts import count
+from .support.heads_files import (
+    CONFIG,
+    HEADS,
+    edit,
+    edit_header,
+    edit_text,
+    read,
+    write,
+    write_older,
+)
+from .support.saver_process import wrapped
+from .support.tiny_llava import tiny_llava
 
 FIRST = "thresholds.0.project.weight"
 
@@ -352,8 +361,8 @@ def sparse(path: Path, size: int, start: bool = False) -> None:
 
 MEASURE = """
 import resource, sys
-from tests.models import tiny_llava
-from tests.savers import wrapped
+from tests.support.tiny_llava import tiny_llava
+from tests.support.saver_process import wrapped
 import tokenprune as tp
 
 models = [tiny_llava(), wrapped()]

@@ -22,7 +22,7 @@ import tokenprune as tp
 from tokenprune.methods import METHODS, config_from
 from tokenprune.strict_json import parse_object
 
-from .models import IMAGE, make_batch, tiny_llava, with_labels
+from .support.tiny_llava import IMAGE, make_batch, tiny_llava, with_labels
 
 NAN, INF = float("nan"), float("inf")
 

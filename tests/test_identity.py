@@ -12,9 +12,9 @@ from torch import nn
 import tokenprune as tp
 from tokenprune.engine import ATTRIBUTE
 
-from .cases import LAYERS, Case, cases, model_of
-from .models import IMAGE, cache_of, make_batch, on_cache, tiny_llava, with_labels
-from .scripted import attach, scripted
+from .support.scripted_method import attach, scripted
+from .support.strategies import LAYERS, Case, cases, model_of
+from .support.tiny_llava import IMAGE, cache_of, make_batch, on_cache, tiny_llava, with_labels
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 HOOKS = [

@@ -16,9 +16,9 @@ import tokenprune as tp
 from tokenprune.config import MethodConfig
 from tokenprune.engine import frames, observer
 
-from .cases import LAYERS, model_of
-from .counting import count
-from .models import IMAGE, make_batch, with_labels
+from .support.case_counts import count
+from .support.strategies import LAYERS, model_of
+from .support.tiny_llava import IMAGE, make_batch, with_labels
 from .test_methods import EVERY, ids
 from .test_threads import hook_count
 

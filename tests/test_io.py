@@ -14,7 +14,7 @@ from tokenprune import atomic, io, saved
 from tokenprune.engine import engine_of
 from tokenprune.methods import METHODS
 
-from .heads_files import (
+from .support.heads_files import (
     CONFIG,
     HEADS,
     edit,
@@ -25,7 +25,7 @@ from .heads_files import (
     write,
     write_older,
 )
-from .models import IMAGE, make_batch, tiny_llava
+from .support.tiny_llava import IMAGE, make_batch, tiny_llava
 
 LAYERS = (1, 3)
 

@@ -15,9 +15,9 @@ import pytest
 
 import tokenprune as tp
 
-from .counting import count
-from .heads_files import CONFIG, HEADS, read, write_older
-from .savers import Savers, savers, set_all, value_of, wrapped
+from .support.case_counts import count
+from .support.heads_files import CONFIG, HEADS, read, write_older
+from .support.saver_process import Savers, savers, set_all, value_of, wrapped
 
 KILLS = int(os.environ.get("KILLS", "10"))
 

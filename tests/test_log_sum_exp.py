@@ -9,7 +9,7 @@ import tokenprune as tp
 from tokenprune.engine import observer
 from tokenprune.kernels import attention_received
 
-from .models import IMAGE, make_batch, tiny_llava
+from .support.tiny_llava import IMAGE, make_batch, tiny_llava
 
 MODES = {
     "inference": torch.inference_mode,

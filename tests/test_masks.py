@@ -7,11 +7,11 @@ from torch import Tensor
 
 from tokenprune.engine.masks import select_mask, soften, to_4d
 
-from .cases import LAYERS, Case, cases, model_of, positions
-from .models import IMAGE, IMAGE_TOKEN, Batch, cache_of, make_batch, on_cache, row_alone
-from .reference import Reference
-from .scripted import alive_table, scripted
-from .tolerance import assert_close
+from .support.reference_decoder import Reference
+from .support.scripted_method import alive_table, scripted
+from .support.strategies import LAYERS, Case, cases, model_of, positions
+from .support.tiny_llava import IMAGE, IMAGE_TOKEN, Batch, cache_of, make_batch, on_cache, row_alone
+from .support.tolerance import assert_close
 
 
 def two_ways(batch: Batch) -> Tensor:

@@ -17,7 +17,7 @@ import tokenprune as tp
 from tokenprune.measure.cost import DecoderShape
 from tokenprune.measure.draw import _CAPTION, _MARGIN
 
-from .models import IMAGE, SIDE, VISUAL_TOKENS, cache_of, make_batch, tiny_llava
+from .support.tiny_llava import IMAGE, SIDE, VISUAL_TOKENS, cache_of, make_batch, tiny_llava
 
 NUM_LAYERS = 6
 LAYERS = (1, 3)

@@ -22,7 +22,7 @@ from tokenprune.methods import build
 from tokenprune.methods.base import Context, Received, Tower
 from tokenprune.methods.sparsevlm.method import raters
 
-from .models import IMAGE
+from .support.tiny_llava import IMAGE
 
 HEIGHT, WIDTH, WIDE = 4, 6, 5
 FACTS = ModelFacts(32, (HEIGHT, WIDTH), (3, 13, 23))

@@ -14,11 +14,11 @@ from tokenprune.config import MethodConfig
 from tokenprune.methods import METHODS
 from tokenprune.methods.matryoshka import Matryoshka
 
-from .cases import LAYERS, Case, cases, model_of
 from .families import FAMILIES
-from .models import IMAGE, VISUAL_TOKENS, is_text, make_batch, row_alone, tiny_llava
+from .support.strategies import LAYERS, Case, cases, model_of
+from .support.tiny_llava import IMAGE, VISUAL_TOKENS, is_text, make_batch, row_alone, tiny_llava
+from .support.tolerance import assert_close
 from .test_batching import assert_same_stats
-from .tolerance import assert_close
 
 # Each method as a user would ask for it on a model of five layers and 36 tokens an image.
 CONFIGS: dict[str, tuple[MethodConfig, ...]] = {

@@ -14,8 +14,8 @@ from torch import nn
 
 import tokenprune as tp
 
-from .cases import LAYERS
-from .models import IMAGE, make_batch, tiny_llava, with_labels
+from .support.strategies import LAYERS
+from .support.tiny_llava import IMAGE, make_batch, tiny_llava, with_labels
 from .test_threads import hook_count, no_frames
 
 CONFIG = tp.ATPConfig(layers=(0, 2), target_tokens=20)

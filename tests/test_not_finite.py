@@ -13,8 +13,8 @@ from torch import Tensor, nn
 import tokenprune as tp
 from tokenprune.config import MethodConfig
 
-from .cases import LAYERS, model_of
-from .models import IMAGE, IMAGE_TOKEN, make_batch, tiny_llava, with_labels
+from .support.strategies import LAYERS, model_of
+from .support.tiny_llava import IMAGE, IMAGE_TOKEN, make_batch, tiny_llava, with_labels
 from .test_methods import EVERY, ids
 
 PROMPTS = ((4, IMAGE, 3), (2, IMAGE, 6), (8,))

@@ -16,7 +16,7 @@ from torch import nn
 import tokenprune as tp
 from tokenprune.methods import METHODS, registry
 
-from .models import IMAGE, VISUAL_TOKENS, Batch, make_batch, tiny_llava
+from .support.tiny_llava import IMAGE, VISUAL_TOKENS, Batch, make_batch, tiny_llava
 
 BATCH: Batch = make_batch([(4, IMAGE, 3), (2, IMAGE, 5)])
 

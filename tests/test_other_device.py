@@ -13,8 +13,8 @@ from torch.utils import backend_registration
 import tokenprune as tp
 from tokenprune.config import MethodConfig
 
-from .cases import LAYERS
-from .models import IMAGE, make_batch, tiny_llava
+from .support.strategies import LAYERS
+from .support.tiny_llava import IMAGE, make_batch, tiny_llava
 from .test_methods import DECIDING
 
 ATPS = (

@@ -12,7 +12,7 @@ from transformers import BitsAndBytesConfig, LlavaForConditionalGeneration
 
 import tokenprune as tp
 
-from .models import IMAGE, cache_of, make_batch, tiny_llava
+from .support.tiny_llava import IMAGE, cache_of, make_batch, tiny_llava
 
 pytest.importorskip("bitsandbytes", reason="quantised backbones need bitsandbytes")
 

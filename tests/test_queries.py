@@ -13,10 +13,10 @@ from tokenprune.engine import observer
 from tokenprune.kernels import attention_received
 from tokenprune.methods.base import Context
 
-from .cases import LAYERS, Case, cases, model_of
-from .models import IMAGE, cache_of, is_text, make_batch, on_cache, tiny_llava
-from .scripted import Scripted, scripted
-from .tolerance import assert_close
+from .support.scripted_method import Scripted, scripted
+from .support.strategies import LAYERS, Case, cases, model_of
+from .support.tiny_llava import IMAGE, cache_of, is_text, make_batch, on_cache, tiny_llava
+from .support.tolerance import assert_close
 
 NEEDS = ("visual", "prompt", "last", "each")
 

@@ -11,15 +11,11 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 import tokenprune as tp
-
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # examples and benchmarks are not installed
-
-from benchmarks.digits_vqa.dataset import collate, samples  # noqa: E402
-from benchmarks.digits_vqa.evaluate import accuracy  # noqa: E402
-from benchmarks.digits_vqa.models import MODELS  # noqa: E402
-from benchmarks.digits_vqa.pictures import Size  # noqa: E402
-from examples import quickstart  # noqa: E402
+from benchmarks.digits_vqa.dataset import collate, samples
+from benchmarks.digits_vqa.evaluate import accuracy
+from benchmarks.digits_vqa.models import MODELS
+from benchmarks.digits_vqa.pictures import Size
+from examples import quickstart
 
 FIGURES = {
     "base_accuracy",

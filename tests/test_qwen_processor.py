@@ -1,8 +1,5 @@
 """Qwen2-VL with its real processor: messages, ``process_vision_info``, images and a video."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -10,12 +7,9 @@ from PIL import Image
 from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 
 import tokenprune as tp
+from benchmarks.digits_vqa.models.qwen2_vl import FOLDER
 
 qwen_vl_utils = pytest.importorskip("qwen_vl_utils")
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # benchmarks are not installed
-
-from benchmarks.digits_vqa.models.qwen2_vl import FOLDER  # noqa: E402
 
 
 def picture(width: int, height: int, seed: int) -> Image.Image:

@@ -22,13 +22,13 @@ import tokenprune as tp
 from tokenprune.config import MethodConfig
 from tokenprune.methods import METHODS
 
-from .cases import model_of
-from .counting import count
-from .method_configs import CONFIGS, merges, merges_between_layers
-from .models import IMAGE, PAD, Batch, is_text, row_alone
-from .ragged import RAGGED, STEPS, Ragged, alive_of, answer, assert_best, at_a_tie
-from .reference import Reference
-from .tolerance import TOLERANCE, assert_close
+from .support.case_counts import count
+from .support.config_strategies import CONFIGS, merges, merges_between_layers
+from .support.ragged_batches import RAGGED, STEPS, Ragged, alive_of, answer, assert_best, at_a_tie
+from .support.reference_decoder import Reference
+from .support.strategies import model_of
+from .support.tiny_llava import IMAGE, PAD, Batch, is_text, row_alone
+from .support.tolerance import TOLERANCE, assert_close
 
 # A third of the profile's examples for each method and property.
 few = settings(max_examples=max(settings().max_examples // 3, 1))

@@ -13,7 +13,7 @@ from benchmarks.reliability.rows import ROWS, Row
 from benchmarks.reliability.run import check, run
 
 ENVIRONMENT = {"processor": "a", "python": "3", "torch": "2", "transformers": "5"}
-HEAD = "import os\nfrom tests.counting import count\nimport pytest\n"
+HEAD = "import os\nfrom tests.support.case_counts import count\nimport pytest\n"
 # As the suite's own conftest has it.
 OPTIONS = "def pytest_addoption(parser): parser.addoption('--seed')"
 GOOD = HEAD + "def test_some():\n    count('kills', 3)\n    count('kills')\n"

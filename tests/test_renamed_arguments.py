@@ -19,8 +19,8 @@ from tokenprune.config import MethodConfig
 from tokenprune.engine import attention, signatures
 from tokenprune.engine.arguments import cache_parameter
 
-from .counting import count
-from .models import IMAGE, IMAGE_TOKEN, Batch, make_batch, on_cache, tiny_llava
+from .support.case_counts import count
+from .support.tiny_llava import IMAGE, IMAGE_TOKEN, Batch, make_batch, on_cache, tiny_llava
 from .test_methods import EVERY, ids
 
 WORDS = 3

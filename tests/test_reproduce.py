@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 import tokenprune as tp
-
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # benchmarks are not installed
-
-from benchmarks.reproduce import table1, table6  # noqa: E402
-from benchmarks.reproduce.budgets import at_mean, with_final  # noqa: E402
-from benchmarks.reproduce.claims import claims  # noqa: E402
-from benchmarks.reproduce.render import render  # noqa: E402
-from benchmarks.reproduce.setting import FULL, QUICK, calibration, load, measure, questions_of  # noqa: E402
-from benchmarks.reproduce.store import Store  # noqa: E402
-from benchmarks.reproduce.table2 import fix  # noqa: E402
+from benchmarks.reproduce import table1, table6
+from benchmarks.reproduce.budgets import at_mean, with_final
+from benchmarks.reproduce.claims import claims
+from benchmarks.reproduce.render import render
+from benchmarks.reproduce.setting import FULL, QUICK, calibration, load, measure, questions_of
+from benchmarks.reproduce.store import Store
+from benchmarks.reproduce.table2 import fix
 
 TINY = dataclasses.replace(QUICK, questions=6, steps=1)
 

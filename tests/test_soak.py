@@ -6,7 +6,7 @@ import pytest
 
 from tokenprune.engine import Engine
 
-from .soak import growth, soak
+from .support.soak import growth, soak
 
 PASSES = 160
 

@@ -12,20 +12,16 @@ import pytest
 import torch
 
 import tokenprune as tp
+from benchmarks.speed import __main__ as program
+from benchmarks.speed import inference, render
+from benchmarks.speed.kept import kept_of
+from benchmarks.speed.memory import peak_bytes
+from benchmarks.speed.predict import predicted
+from benchmarks.speed.scoring import exponent
+from benchmarks.speed.shapes import CPU, SHAPES, build, inputs
+from benchmarks.speed.timing import interleaved, ratio, spread
+from benchmarks.speed.variants import core, features_once, rivals
 from tokenprune.engine.arguments import cache_in
-
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # benchmarks are not installed
-
-from benchmarks.speed import __main__ as program  # noqa: E402
-from benchmarks.speed import inference, render  # noqa: E402
-from benchmarks.speed.kept import kept_of  # noqa: E402
-from benchmarks.speed.memory import peak_bytes  # noqa: E402
-from benchmarks.speed.predict import predicted  # noqa: E402
-from benchmarks.speed.scoring import exponent  # noqa: E402
-from benchmarks.speed.shapes import CPU, SHAPES, build, inputs  # noqa: E402
-from benchmarks.speed.timing import interleaved, ratio, spread  # noqa: E402
-from benchmarks.speed.variants import core, features_once, rivals  # noqa: E402
 
 TINY = replace(
     CPU,

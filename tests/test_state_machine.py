@@ -22,12 +22,12 @@ from hypothesis.stateful import precondition, rule
 
 import tokenprune as tp
 
-from .cases import prompts
-from .machine import SettingsMachine
-from .models import PAD, Batch, cache_of, make_batch, on_cache, row_alone, with_labels
-from .plain_model import Conversation, Settings
-from .ragged import RAGGED, STEPS, Ragged, answer, assert_best, at_a_tie
-from .reference import Reference
+from .support.expected_state import Conversation, Settings
+from .support.ragged_batches import RAGGED, STEPS, Ragged, answer, assert_best, at_a_tie
+from .support.reference_decoder import Reference
+from .support.settings_machine import SettingsMachine
+from .support.strategies import prompts
+from .support.tiny_llava import PAD, Batch, cache_of, make_batch, on_cache, row_alone, with_labels
 from .test_cache import grown, prefill, step
 
 LEFT_OUT = set(os.environ.get("FUZZ_WITHOUT", "").split(","))

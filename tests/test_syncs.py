@@ -16,9 +16,9 @@ import tokenprune as tp
 from tokenprune import adapters
 from tokenprune.kernels import chunked
 
-from .cases import LAYERS, model_of
-from .models import IMAGE, cache_of, make_batch, on_cache, tiny_llava
-from .scripted import Script, scripted
+from .support.scripted_method import Script, scripted
+from .support.strategies import LAYERS, model_of
+from .support.tiny_llava import IMAGE, cache_of, make_batch, on_cache, tiny_llava
 
 OURS = (str(Path(tp.__file__).parent), str(Path(adapters.__file__).parent))
 LIBRARIES = ("/torch/", "/einops/")

@@ -13,9 +13,9 @@ from torch import nn
 import tokenprune as tp
 from tokenprune.engine import Engine, frames
 
-from .cases import LAYERS
-from .models import IMAGE, Batch, make_batch, tiny_llava
-from .scripted import scripted
+from .support.scripted_method import scripted
+from .support.strategies import LAYERS
+from .support.tiny_llava import IMAGE, Batch, make_batch, tiny_llava
 
 NOTHING = torch.zeros(1, 1, 2, 6, 6, dtype=torch.bool)
 

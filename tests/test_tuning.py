@@ -14,8 +14,8 @@ import tokenprune as tp
 from tokenprune.engine import engine_of, frames, recompute
 from tokenprune.engine.arguments import without_cache
 
-from .cases import LAYERS
-from .models import IMAGE, make_batch, tiny_llava, with_labels
+from .support.strategies import LAYERS
+from .support.tiny_llava import IMAGE, make_batch, tiny_llava, with_labels
 
 CONFIG = tp.ATPConfig(layers=(0, 2), target_tokens=20, start_spatial=0.5)
 PROMPTS = [(3, IMAGE, 6), (2, IMAGE, 1, IMAGE, 4), (9,)]

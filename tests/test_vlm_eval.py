@@ -16,18 +16,15 @@ from safetensors.torch import load_file
 from transformers import AutoProcessor, TrainingArguments
 
 import tokenprune as tp
+from benchmarks.digits_vqa.dataset import samples
+from benchmarks.digits_vqa.evaluate import accuracy
+from benchmarks.digits_vqa.models.llava import FOLDER
+from benchmarks.vlm_eval import local_data
+from benchmarks.vlm_eval.checkpoint import config_of, load
+from benchmarks.vlm_eval.mix665k import Collator, Mix665k
+from benchmarks.vlm_eval.train import Recipe, run
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # benchmarks are not installed
-
-from benchmarks.digits_vqa.dataset import samples  # noqa: E402
-from benchmarks.digits_vqa.evaluate import accuracy  # noqa: E402
-from benchmarks.digits_vqa.models.llava import FOLDER  # noqa: E402
-from benchmarks.vlm_eval import local_data  # noqa: E402
-from benchmarks.vlm_eval.checkpoint import config_of, load  # noqa: E402
-from benchmarks.vlm_eval.mix665k import Collator, Mix665k  # noqa: E402
-from benchmarks.vlm_eval.train import Recipe, run  # noqa: E402
-
 WEIGHTS = FOLDER.parent
 
 

@@ -41,7 +41,7 @@ def prepare(device: str) -> AbstractContextManager[object]:
         return nullcontext()
     # Tensors of a pretended device cannot be inference tensors.
     torch.inference_mode = torch.no_grad  # type: ignore[assignment,misc]
-    return import_module("tests.elsewhere").Pretend()
+    return import_module("tests.support.fake_device").Pretend()
 
 
 def kernels_on(device: str) -> str:

@@ -30,7 +30,7 @@ ROUNDS = {1: 15, 8: 7, 32: 4}
 
 _DTYPE = torch.bfloat16
 _WORDS = 16
-_FAR = 0.12  # how far ATP's logits may be from the oracle's, as tests/tolerance.py has it
+_FAR = 0.12  # how far ATP's logits may be from the oracle's, as tests/support/tolerance.py has it
 _PIECES = ("memory", "prefill", "pruner", "decode")
 
 

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 __all__ = ["DEVICES", "ENVIRONMENT", "STEPS", "Step", "missing"]
 
 DEVICES = ("cuda", "cpu", "elsewhere")
-"""The last is the pretended one of ``tests/elsewhere.py``."""
+"""The last is the pretended one of ``tests/support/fake_device.py``."""
 
 # What the library itself imports.
 _LIBRARY = ("einops", "numpy", "PIL", "rich", "safetensors", "torch", "transformers")

@@ -120,6 +120,6 @@ ROWS = (
         "Memory",
         "Forward passes, answers and training steps with changing shapes: tensors, hooks and "
         "memory stay flat.",
-        "tests.soak --count 10000",
+        "tests.support.soak --count 10000",
     ),
 )

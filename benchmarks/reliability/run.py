@@ -19,7 +19,7 @@ from .rows import Row
 
 __all__ = ["check", "run"]
 
-COUNTS = "TOKENPRUNE_COUNTS"  # see tests/counting.py
+COUNTS = "TOKENPRUNE_COUNTS"  # see tests/support/case_counts.py
 
 
 def check(rows: Iterable[Row]) -> None:

@@ -103,7 +103,7 @@ class AyaVision(InternVL):
     name = "aya_vision"
     model = "AyaVisionForConditionalGeneration"
     videos = False
-    between = (BREAK,)
+    between: tuple[int, ...] = (BREAK,)
 
     def config(self) -> Any:
         return make(

@@ -1,8 +1,8 @@
-"""Which families of transformers can be pruned: run the invariants on each and write it down.
+"""Run the family tests and write ``docs/families.md`` and ``adapters/verified.json``.
 
-    python -m tests.families
+    python -m scripts.verify_families
 
-writes ``docs/families.md`` and ``adapters/verified.json``, what `tokenprune.supported` reads.
+`tokenprune.supported` reads the second. Further arguments go to pytest.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from transformers.utils import logging
 import tokenprune as tp
 from tests.families import FAMILIES, Family
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 # Test → its column.
 COLUMNS = {
     "test_everything_kept_is_the_model_itself": "all kept = unwrapped",
@@ -37,7 +37,9 @@ COLUMNS = {
 }
 _HEAD = """# Families
 
-Written by `python -m tests.families`: do not edit. transformers {transformers}, torch {torch}, CPU.
+Written by `python -m scripts.verify_families`: do not edit.
+
+transformers {transformers}, torch {torch}, CPU.
 
 A family stands for a modelling file of transformers; each is built small from its own configuration
 class, with random weights, and run through `tests/test_families.py` on inputs of its own kind. No
@@ -62,12 +64,13 @@ released weights were at hand.
 
 
 class Outcomes:
-    """A pytest plugin: test → family → outcome."""
+    """A pytest plugin that collects test → family → outcome."""
 
     def __init__(self) -> None:
         self.found: dict[str, dict[str, str]] = {test: {} for test in COLUMNS}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Note the outcome of a test that has a column."""
         match = re.search(r"::(\w+)\[(.+)\]$", report.nodeid)
         if match is None or match[1] not in COLUMNS:
             return
@@ -76,6 +79,7 @@ class Outcomes:
 
 
 def row(name: str, family: Family, found: dict[str, dict[str, str]]) -> str:
+    """Return a family's row of the table."""
     signs = {"passed": "✓", "failed": "✗", "skipped": "n/a"}
     model = family.build()
     adapter = adapter_for(model)
@@ -88,7 +92,7 @@ def row(name: str, family: Family, found: dict[str, dict[str, str]]) -> str:
 
 
 def others() -> tuple[list[str], list[str]]:
-    """What transformers has beside: what wraps untried, and what is refused with the reason."""
+    """Return the other model types: those that wrap untested, and those refused with the reason."""
     known = {family.model for family in FAMILIES.values()}
     wraps, refused = [], []
     for kind, name in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.items():
@@ -112,6 +116,7 @@ def others() -> tuple[list[str], list[str]]:
 
 
 def main() -> None:
+    """Write both files."""
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     outcomes = Outcomes()

@@ -13,7 +13,7 @@ from torch import Tensor
 import tokenprune as tp
 from tokenprune.methods.base import Context, Method, Selection
 
-from .models import IMAGE_TOKEN, Batch
+from .tiny_llava import IMAGE_TOKEN, Batch
 
 SPARED = (7, 20, 33, 46, 59)
 """Words that a script never drops."""

@@ -12,10 +12,10 @@ from torch import Tensor
 
 import tokenprune as tp
 
-from .cases import LAYERS, prompts
-from .counting import count
-from .models import EOS, IMAGE_TOKEN, PAD, Batch, Prompt, make_batch
-from .reference import Reference
+from .case_counts import count
+from .reference_decoder import Reference
+from .strategies import LAYERS, prompts
+from .tiny_llava import EOS, IMAGE_TOKEN, PAD, Batch, Prompt, make_batch
 
 __all__ = ["RAGGED", "STEPS", "Ragged", "alive_of", "answer", "assert_best", "at_a_tie"]
 

@@ -1,9 +1,10 @@
 """A process whose children save heads, again and again, until they are killed.
 
-``python -m tests.savers``: it wraps a model, says "ready", and reads lines from its input. For
-each, ``HOW FOLDER FIRST STEP``, it forks a child and prints its process id. The child saves heads
-whose every value is FIRST, FIRST + STEP, FIRST + 2 STEP and so on, with shifts that tell the same,
-to the folder: HOW is "loop", or "die" to be killed between the write and the rename of the first.
+``python -m tests.support.saver_process``: it wraps a model, says "ready", and reads lines from its
+input. For each, ``HOW FOLDER FIRST STEP``, it forks a child and prints its process id. The child
+saves heads whose every value is FIRST, FIRST + STEP, FIRST + 2 STEP and so on, with shifts that
+tell the same, to the folder: HOW is "loop", or "die" to be killed between the write and the rename
+of the first.
 
 Forked, since a process that has to import torch first takes seconds to start.
 """
@@ -25,7 +26,7 @@ import tokenprune as tp
 from tokenprune import atomic
 from tokenprune.engine import engine_of
 
-from .models import tiny_llava
+from .tiny_llava import tiny_llava
 
 SCALE = 1024  # a power of two: exact
 CONFIG = tp.ATPConfig(layers=(1, 3), target_tokens=18.0, hidden=8)
@@ -58,7 +59,7 @@ class Savers:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.savers"],
+            [sys.executable, "-m", "tests.support.saver_process"],
             cwd=Path(__file__).parents[1],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

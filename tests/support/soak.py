@@ -1,6 +1,6 @@
 """Run many forward passes with changing shapes and see that memory stays flat.
 
-    python -m tests.soak --count 10000
+    python -m tests.support.soak --count 10000
 
 Each method has a model that stays wrapped, one more is wrapped and unwrapped again and again.
 Prompts, rows and padding are drawn; of eight passes five are a forward, two a `generate`, and one a
@@ -30,9 +30,9 @@ from tokenprune.engine.keys import LayerKeys
 from tokenprune.engine.record import Record
 from tokenprune.engine.run import Run
 
-from .cases import LAYERS
-from .counting import count
-from .models import IMAGE, Prompt, make_batch, tiny_llava, with_labels
+from .case_counts import count
+from .strategies import LAYERS
+from .tiny_llava import IMAGE, Prompt, make_batch, tiny_llava, with_labels
 
 __all__ = ["Census", "growth", "soak"]
 

@@ -1,6 +1,6 @@
-"""Builds the Triton kernels for a GPU that need not be there, and prints what each build takes.
+"""Build the Triton kernels for a GPU that need not be there, and print what each build takes.
 
-``python -m tests.build_kernels 90`` for compute capability 9.0 (Hopper): a line of JSON for each.
+``python -m scripts.build_kernels 90`` for compute capability 9.0 (Hopper): a line of JSON for each.
 A process of its own: where there is no GPU, the tests' own one has Triton in its interpreter.
 """
 
@@ -36,7 +36,7 @@ PROBLEMS = (
 
 
 def build(kernel: Any, capability: int, dtype: str, width: int, mask: str, groups: int) -> Any:
-    """What `tokenprune.kernels.fused` launches for such a problem."""
+    """Compile what `tokenprune.kernels.fused` launches for such a problem."""
     sizes = fused.tile_sizes(width, 4 if dtype == "fp32" else 2, groups)
     constants = {
         **sizes[kernel is tiles.sum_columns],
@@ -72,7 +72,7 @@ def build(kernel: Any, capability: int, dtype: str, width: int, mask: str, group
 
 
 def taken(built: Any) -> dict[str, int]:
-    """Registers of a thread, bytes it spills to memory, bytes of shared memory."""
+    """Return registers of a thread, bytes it spills to memory, bytes of shared memory."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.cubin")
         path.write_bytes(built.asm["cubin"])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import tokenprune as tp
 from tokenprune.config import MethodConfig
 
-from .cases import LAYERS
+from .strategies import LAYERS
 
 __all__ = ["CONFIGS", "every_config", "merges", "merges_between_layers"]
 

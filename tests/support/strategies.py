@@ -11,9 +11,9 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from .models import IMAGE, SIDE, Batch, Prompt, make_batch, row_alone, tiny_llava
-from .reference import Pass, Reference
-from .scripted import Script, alive_table
+from .reference_decoder import Pass, Reference
+from .scripted_method import Script, alive_table
+from .tiny_llava import IMAGE, SIDE, Batch, Prompt, make_batch, row_alone, tiny_llava
 
 LAYERS = 5
 MAX_IMAGES = 2

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .models import EOS, IMAGE_TOKEN, PAD, Batch
+from .tiny_llava import EOS, IMAGE_TOKEN, PAD, Batch
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ import tokenprune as tp
 from tokenprune.config import MethodConfig
 from tokenprune.engine import engine_of, frames
 
-from .cases import LAYERS, model_of, prompts
-from .counting import count
-from .method_configs import every_config
-from .models import IMAGE, SIDE, make_batch
-from .plain_model import Conversation, Plain, Settings, Surface
+from .case_counts import count
+from .config_strategies import every_config
+from .expected_state import Conversation, Plain, Settings, Surface
+from .strategies import LAYERS, model_of, prompts
+from .tiny_llava import IMAGE, SIDE, make_batch
 
 __all__ = ["SettingsMachine"]
 
