@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import tokenprune as tp
 from tokenprune.config import MethodConfig
-from tokenprune.engine import frames, observer
+from tokenprune.engine import calls
+from tokenprune.engine.passes import observed
 
 from .support.case_counts import count
 from .support.strategies import LAYERS, model_of
@@ -114,7 +115,7 @@ def stages(model: Any) -> dict[str, Callable[[Fail], Any]]:
         "select": lambda fail: replaced(method, "select", fail),
     }
     if method.needs:
-        places["scores"] = lambda fail: replaced(observer, "attention_received", fail)
+        places["scores"] = lambda fail: replaced(observed, "attention_received", fail)
     for n in {0, decides, LAYERS - 1}:
         layer = language.layers[n]
         places |= {
@@ -131,9 +132,9 @@ def assert_equal(found: list[Tensor], wanted: list[Tensor], what: str) -> None:
 
 
 def assert_nothing_runs(what: str) -> None:
-    assert frames._STACK.get() == (), what
-    assert frames._PAUSED.get() == (), what
-    assert frames._GENERATION.get() is None, what
+    assert calls._STACK.get() == (), what
+    assert calls._PAUSED.get() == (), what
+    assert calls._GENERATION.get() is None, what
 
 
 @pytest.mark.parametrize("way", WAYS)

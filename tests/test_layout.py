@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenprune.engine.compact import gather_hidden, scatter_hidden, survivors
+from tokenprune.engine.survivors import gather_hidden, scatter_hidden, survivors
 from tokenprune.layout import VisualLayout
 
 

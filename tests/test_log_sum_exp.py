@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tokenprune as tp
-from tokenprune.engine import observer
+from tokenprune.engine.passes import observed
 from tokenprune.kernels import attention_received
 
 from .support.tiny_llava import IMAGE, make_batch, tiny_llava
@@ -36,7 +36,7 @@ def test_the_kernel_s_own_sums_are_used(
         tiny_llava("sdpa", device=device), tp.ATPConfig(layers=(0, 2), target_tokens=20)
     ).eval()
     batch = make_batch([(3, IMAGE, 4), (5,), (1, IMAGE, 2)][:rows], device=device)
-    monkeypatch.setattr(observer, "attention_received", spy)
+    monkeypatch.setattr(observed, "attention_received", spy)
     with MODES[mode]():
         model(**batch)
     assert len(seen) == 2

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from torch import Tensor
 
-from tokenprune.engine.masks import select_mask, soften, to_4d
+from tokenprune.engine.backends import backend_named
+from tokenprune.engine.masks import select_mask, soften
 
 from .support.reference_decoder import Reference
 from .support.scripted_method import alive_table, scripted
@@ -115,19 +116,20 @@ def test_select_mask_lets_padding_rows_see() -> None:
     assert taken.tolist() == [[[[False, False], [True, True]]]]
 
 
-def test_select_mask_in_two_dimensions() -> None:
-    """As flash attention reads it: keys only."""
+def test_flash_attention_selects_keys_only() -> None:
     mask = torch.tensor([[True, True, False]])
     columns = torch.tensor([[0, 2, 1]])
-    assert select_mask(mask, columns, None, None, None).tolist() == [[True, False, True]]
+    select = backend_named("flash_attention_2").select
+    assert select(mask, columns, None, None, None).tolist() == [[True, False, True]]
     valid = torch.tensor([[True, True, False]])
-    assert select_mask(mask, columns, valid, None, None).tolist() == [[True, False, False]]
+    assert select(mask, columns, valid, None, None).tolist() == [[True, False, False]]
 
 
-def test_to_4d_gives_two_dimensional_masks_their_causal_rows() -> None:
+def test_flash_attention_masks_are_given_their_causal_rows() -> None:
+    dense = backend_named("flash_attention_2").dense
     mask = torch.tensor([[0, 1, 1]])
-    assert to_4d(mask, 2, 3)[0, 0].tolist() == [[False, True, False], [False, True, True]]
-    assert to_4d(None, 2, 3) is None
+    assert dense(mask, 2, 3)[0, 0].tolist() == [[False, True, False], [False, True, True]]
+    assert dense(None, 2, 3) is None
 
 
 @pytest.mark.parametrize("given_as", ["none", "bool", "float"])

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 
 import tokenprune as tp
-from tokenprune.engine import observer
+from tokenprune.engine.passes import observed
 from tokenprune.kernels import attention_received
 from tokenprune.methods.base import Context
 
@@ -136,7 +136,7 @@ def test_what_the_attention_kernel_leaves_is_used(
         return found
 
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr(observer, "attention_received", both)
+        patch.setattr(observed, "attention_received", both)
         with scripted(model, case.layers, case.script(), ("visual", "prompt")):
             model(**case.batch(device, dtype))
     here = [layer for layer in case.layers if layer >= 0]

@@ -16,7 +16,8 @@ from transformers import DynamicCache
 import tokenprune as tp
 from tokenprune import releases
 from tokenprune.config import MethodConfig
-from tokenprune.engine import attention, signatures
+from tokenprune.engine import signatures
+from tokenprune.engine.backends import backend_named
 from tokenprune.engine.arguments import cache_parameter
 
 from .support.case_counts import count
@@ -154,8 +155,7 @@ def test_attention_function(monkeypatch: pytest.MonkeyPatch) -> None:
     def renamed(module, query, key, value, attention_mask, scale=None, **kwargs):  # type: ignore[no-untyped-def]
         raise AssertionError("never called")
 
-    monkeypatch.setattr(attention, "ALL_ATTENTION_FUNCTIONS", {"sdpa": renamed})
-    monkeypatch.setattr(attention, "register", lambda backend: "sdpa")
+    monkeypatch.setattr(type(backend_named("sdpa")), "function", lambda self, module: renamed)
     with pytest.raises(ValueError, match=r"attention function is expected to take .*scaling"):
         tp.wrap(tiny_llava())
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import tokenprune as tp
-from tokenprune.engine import Engine, frames
+from tokenprune.engine import Engine, calls
 
 from .support.scripted_method import scripted
 from .support.strategies import LAYERS
@@ -32,7 +32,7 @@ def hook_count(model: nn.Module) -> int:
 
 
 def no_frames() -> bool:
-    return frames._STACK.get() == () and frames._PAUSED.get() == ()
+    return calls._STACK.get() == () and calls._PAUSED.get() == ()
 
 
 def in_threads(jobs: list[Callable[[], Any]]) -> list[Any]:

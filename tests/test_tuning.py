@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import tokenprune as tp
-from tokenprune.engine import engine_of, frames, recompute
+from tokenprune.engine import calls, engine_of, recompute
 from tokenprune.engine.arguments import without_cache
 
 from .support.strategies import LAYERS
@@ -53,7 +53,7 @@ def test_lora_model_prunes_as_its_base_does() -> None:
         kept = tp.stats(model).kept
         assert not torch.equal(logits, plain)
         assert (kept[-1, :2] < kept[0, :2]).all()
-        assert frames._STACK.get() == ()
+        assert calls._STACK.get() == ()
         # Merged into the weights, the adapter is the same model.
         wrapped(merged)
         torch.testing.assert_close(merged(**batch).logits, logits, rtol=1e-4, atol=1e-4)
@@ -177,7 +177,7 @@ def test_reentrant_checkpointing_is_refused() -> None:
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
     with pytest.raises(ValueError, match=r"use_reentrant=True loses .*use_reentrant"):
         model(**batch)
-    assert frames._STACK.get() == ()
+    assert calls._STACK.get() == ()
     model.eval()
     with torch.no_grad():
         assert model(**batch).loss.isfinite()

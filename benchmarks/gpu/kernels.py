@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend
 
 from benchmarks.speed.timing import median, spread
-from tokenprune.engine.attention import LogSumExp
+from tokenprune.engine.backends.sdpa import LogSumExp
 from tokenprune.kernels import attention_received_reference, chunked, fused
 from tokenprune.kernels.received import _fused_works
 

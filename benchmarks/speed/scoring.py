@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
-from tokenprune.engine.inputs import LayerInputs
-from tokenprune.engine.observer import Observer
-from tokenprune.engine.run import Run
+from tokenprune.engine.passes.layer_inputs import LayerInputs
+from tokenprune.engine.passes.pruning import PruningPass
 from tokenprune.kernels import attention_received
 from tokenprune.methods.atp import ATP
 
@@ -31,9 +30,9 @@ __all__ = ["growth", "memory", "split"]
 
 # Part → where its time is spent. Scores are within heads' total, and so on: see `split`.
 _PARTS = {
-    "scores": (Observer, "observe"),
+    "scores": (PruningPass, "observe"),
     "heads": (ATP, "margins"),
-    "selection and gather": (Run, "_drop"),
+    "selection and gather": (PruningPass, "apply"),
     "masks and positions": (LayerInputs, "adapt"),
 }
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import tokenprune as tp
 from tokenprune.config import MethodConfig
-from tokenprune.engine import observer
+from tokenprune.engine.passes import observed
 
 from .kept import Kept, force
 from .oracle import oracle
@@ -57,7 +57,7 @@ def full_map(model: Any, shape: Shape, kept: Kept) -> Iterator[None]:
     """Scores from the whole (heads, queries, keys) map, as eager attention would give it."""
     with (
         atp(model, shape, kept),
-        mock.patch.object(observer, "attention_received", received_by_map),
+        mock.patch.object(observed, "attention_received", received_by_map),
     ):
         yield
 

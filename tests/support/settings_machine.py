@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 import tokenprune as tp
 from tokenprune.config import MethodConfig
-from tokenprune.engine import engine_of, frames
+from tokenprune.engine import calls, engine_of
 
 from .case_counts import count
 from .config_strategies import every_config
@@ -85,9 +85,9 @@ class SettingsMachine(RuleBasedStateMachine):
     @invariant()
     def is_as_the_plain_model(self) -> None:
         count("steps")
-        assert frames._STACK.get() == ()
-        assert frames._GENERATION.get() is None
-        assert len(frames._PAUSED.get()) == len(self.plain.pauses)
+        assert calls._STACK.get() == ()
+        assert calls._GENERATION.get() is None
+        assert len(calls._PAUSED.get()) == len(self.plain.pauses)
         assert {module.training for module in self.model.modules()} == {self.plain.training}
         if self.is_unwrapped():
             assert Surface.of(self.model) == self.surface

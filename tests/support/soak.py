@@ -25,10 +25,10 @@ import torch
 
 import tokenprune as tp
 from tokenprune.config import MethodConfig
-from tokenprune.engine.frames import Frame
-from tokenprune.engine.keys import LayerKeys
+from tokenprune.engine.cached_positions import CachedPositions
+from tokenprune.engine.calls import Call
+from tokenprune.engine.passes import Pass
 from tokenprune.engine.record import Record
-from tokenprune.engine.run import Run
 
 from .case_counts import count
 from .strategies import LAYERS
@@ -66,7 +66,7 @@ class Census:
     ----------
     tensors : int
     passes : int
-        Frames, runs, records and notes on caches, of the engine.
+        Calls, passes, records and notes on caches, of the engine.
     hooks : int
         On all modules.
     peak_bytes : int
@@ -85,7 +85,8 @@ class Census:
         things = gc.get_objects()
         kinds = Counter(map(type, things))
         tensors = sum(number for kind, number in kinds.items() if issubclass(kind, torch.Tensor))
-        passes = sum(kinds[kind] for kind in (Frame, Run, Record, LayerKeys))
+        counted = (Call, Pass, Record, CachedPositions)
+        passes = sum(number for kind, number in kinds.items() if issubclass(kind, counted))
         modules = [thing for thing in things if issubclass(type(thing), torch.nn.Module)]
         hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules)
         unit = 1 if sys.platform == "darwin" else 1024

@@ -9,7 +9,16 @@ from torch import Tensor, nn
 
 from ..layout import VisualLayout
 
-__all__ = ["ATTENTION_NEEDS", "NEEDS", "Context", "Method", "Received", "Selection", "Tower", "Trace"]
+__all__ = [
+    "ATTENTION_NEEDS",
+    "NEEDS",
+    "Context",
+    "Method",
+    "Received",
+    "Selection",
+    "Tower",
+    "Trace",
+]
 
 ATTENTION_NEEDS = frozenset({"visual", "prompt", "last", "each"})
 NEEDS = ATTENTION_NEEDS

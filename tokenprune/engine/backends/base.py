@@ -55,7 +55,7 @@ class Backend:
             The logarithm of the sum of each query's exponentiated logits, where the kernel leaves
             it.
         """
-        return self.function(module)(*args, **kwargs), None
+        return self.function(module)(module, *args, **kwargs), None
 
     def causal(self, length: int, dtype: torch.dtype, device: torch.device) -> Any:
         """Return the mask of a causal decoder over `length` tokens without padding between."""

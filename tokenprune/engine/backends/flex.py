@@ -24,7 +24,7 @@ class FlexBackend(Backend):
 
     def attend(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Tensor | None]:
         """See `Backend.attend`."""
-        output = self.function(module)(*args, **kwargs)
+        output = self.function(module)(module, *args, **kwargs)
         lse = output[1]
         # transformers rounds it to the dtype of the values: too coarse unless that is float32.
         return output, lse if lse is not None and lse.dtype == torch.float32 else None

@@ -21,7 +21,7 @@ class SdpaBackend(Backend):
     def attend(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Tensor | None]:
         """See `Backend.attend`."""
         with LogSumExp() as left:
-            output = self.function(module)(*args, **kwargs)
+            output = self.function(module)(module, *args, **kwargs)
         return output, left.lse
 
 

@@ -52,20 +52,24 @@ def full_length(
     num_layers : int
     """
     kept: Survivors | None = None
-    full = []
+    full: list[Any] = []
     for n, hidden in enumerate(hidden_states):
         drop = drops.get(n - 1)
         if drop is not None:
             kept = drop.kept
-            if hidden is not None and drop.output() is hidden:
+            collected = drop.output()
+            if collected is not None and collected is hidden:
                 # This release collects a layer's output before our hook: drop here too.
-                if drop.changed is not None:
-                    hidden = drop.changed
-                else:
-                    if drop.before is not None:
-                        hidden = scatter_hidden(hidden, drop.before, length)
-                    hidden = gather_hidden(hidden, kept.index)
+                hidden = _dropped(drop, collected, length)
         if hidden is not None and kept is not None and n < num_layers:
             hidden = scatter_hidden(hidden, kept, length)
         full.append(hidden)
     return tuple(full)
+
+
+def _dropped(drop: Drop, hidden: Tensor, length: int) -> Tensor:
+    """Return what a layer's output became: (batch, kept, width)."""
+    if drop.changed is not None:
+        return drop.changed
+    full = hidden if drop.before is None else scatter_hidden(hidden, drop.before, length)
+    return gather_hidden(full, drop.kept.index)

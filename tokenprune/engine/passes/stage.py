@@ -59,7 +59,7 @@ class Stage:
         if kept.valid is not None:
             prompt, read, text = prompt & kept.valid, read & kept.valid, text & kept.valid
         return Stage(
-            kept=kept if self.kept is None else self.kept.then(kept),
+            kept=kept if self.kept is None else self.kept.followed_by(kept),
             layout=self.layout.gather(kept.index, kept.valid),
             prompt=prompt,
             present=kept.valid,
