@@ -46,20 +46,20 @@ def _observed(backend: Backend) -> Callable[..., Any]:
         attention_mask: Any,
         **kwargs: Any,
     ) -> Any:
-        states = query, key, value
         running = current_pass()
-        if running is None:
-            return backend.function(module)(module, *states, attention_mask, **kwargs)
-        for name in backend.left_out:
-            kwargs.pop(name, None)
+        if running is not None:
+            for name in backend.left_out:
+                kwargs.pop(name, None)
         layer: Any = getattr(module, "layer_idx", None)
-        if not running.reads_attention(layer, key):
-            return backend.function(module)(module, *states, attention_mask, **kwargs)
+        if running is None or not running.reads_attention(layer, key):
+            return backend.call(module, query, key, value, attention_mask, **kwargs)
         # Attention sinks or a position bias would change what a key receives.
         check_placed("The attention of a decoder layer", kwargs)
-        output, lse = backend.attend(module, *states, attention_mask, **kwargs)
+        output, lse = backend.attend(module, query, key, value, attention_mask, **kwargs)
         scaling, softcap = kwargs.get("scaling"), kwargs.get("softcap")
-        running.observe(layer, LayerAttention(*states, attention_mask, scaling, softcap, lse))
+        running.observe(
+            layer, LayerAttention(query, key, value, attention_mask, scaling, softcap, lse)
+        )
         return output
 
     attention.__name__ = _PREFIX + backend.name

@@ -26,7 +26,7 @@ class Backend:
     ----------
     name : str
         As in ``attn_implementation``.
-    takes_bias : bool
+    softens : bool
         Whether a float mask is added to the logits, with a gradient. Training the heads needs it.
     counts_positions : bool
         Whether windows and blocks of image tokens stay right when tokens are gone. False: the
@@ -36,7 +36,7 @@ class Backend:
     """
 
     name: str
-    takes_bias: bool = True
+    softens: bool = True
     counts_positions: bool = True
     left_out: tuple[str, ...] = ()
 
@@ -44,8 +44,20 @@ class Backend:
         """Return the attention function that a module would call without this library."""
         return ALL_ATTENTION_FUNCTIONS[self.name]
 
-    def attend(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Tensor | None]:
-        """Call the attention function.
+    def call(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Call the attention function as an attention module does, and return what it returns."""
+        return self.function(module)(module, query, key, value, mask, **kwargs)
+
+    def attend(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor | None]:
+        """Do as `call` does, and return the log-sum-exp beside the output.
 
         Returns
         -------
@@ -55,7 +67,7 @@ class Backend:
             The logarithm of the sum of each query's exponentiated logits, where the kernel leaves
             it.
         """
-        return self.function(module)(module, *args, **kwargs), None
+        return self.call(*args, **kwargs), None
 
     def causal(self, length: int, dtype: torch.dtype, device: torch.device) -> Any:
         """Return the mask of a causal decoder over `length` tokens without padding between."""

@@ -15,7 +15,7 @@ class FlashBackend(Backend):
     """``flash_attention_2``: a mask is None or bool, (batch, keys), False at padding."""
 
     name = "flash_attention_2"
-    takes_bias = False
+    softens = False
     counts_positions = False
     # At batch 1, position ids with gaps would be taken for several packed sequences.
     left_out = ("position_ids",)

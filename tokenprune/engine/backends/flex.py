@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, create_mask
+
+from transformers.integrations.flex_attention import flex_attention_forward
 
 from .base import Backend, _with_tail
 
@@ -22,9 +25,31 @@ class FlexBackend(Backend):
 
     name = "flex_attention"
 
-    def attend(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Tensor | None]:
+    @property
+    def softens(self) -> bool:  # type: ignore[override]
+        """Whether this release of transformers adds a bias whose gradient torch has."""
+        return "position_bias" in inspect.signature(flex_attention_forward).parameters
+
+    def call(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """See `Backend.call`."""
+        if isinstance(mask, Tensor) and mask.requires_grad:
+            # torch has no gradient of a mask that is indexed one axis after the other, as
+            # transformers does with this argument; a position bias it indexes at once.
+            kwargs["position_bias"] = mask.expand(-1, query.shape[1], -1, -1)
+            mask = None
+        return super().call(module, query, key, value, mask, **kwargs)
+
+    def attend(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor | None]:
         """See `Backend.attend`."""
-        output = self.function(module)(module, *args, **kwargs)
+        output = self.call(*args, **kwargs)
         lse = output[1]
         # transformers rounds it to the dtype of the values: too coarse unless that is float32.
         return output, lse if lse is not None and lse.dtype == torch.float32 else None

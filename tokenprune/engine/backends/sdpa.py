@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .base import Backend
@@ -18,10 +18,10 @@ class SdpaBackend(Backend):
 
     name = "sdpa"
 
-    def attend(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Tensor | None]:
+    def attend(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor | None]:
         """See `Backend.attend`."""
         with LogSumExp() as left:
-            output = self.function(module)(module, *args, **kwargs)
+            output = self.call(*args, **kwargs)
         return output, left.lse
 
 

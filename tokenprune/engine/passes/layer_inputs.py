@@ -140,7 +140,7 @@ class SoftenedInputs(LayerInputs):
         weight, facts = self.weight, self.facts
         if weight is None:
             return kwargs
-        if not facts.backend.takes_bias:
+        if not facts.backend.softens:
             raise ValueError(
                 f"{facts.backend.name} takes no additive mask, which training the heads needs: "
                 'load the model with attn_implementation="sdpa" to train, and with '
