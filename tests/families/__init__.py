@@ -1,10 +1,33 @@
 """Tiny models of many families, so that one test can run over all of them."""
 
-from tests.families import gemma, llava, others, qwen, tiles
-from tests.families.base import Family, register
+from . import (
+    codebooks,
+    gemma,
+    glm,
+    idefics,
+    llava,
+    llava_next,
+    patches,
+    pixtral,
+    queries,
+    qwen,
+    tiles,
+)
+from .base import Family, register
 
 __all__ = ["FAMILIES", "Family"]
 
-FAMILIES: dict[str, Family] = register(
-    [*llava.FAMILIES, *qwen.FAMILIES, *tiles.FAMILIES, *gemma.FAMILIES, *others.FAMILIES]
+_FILES = (
+    llava,
+    llava_next,
+    pixtral,
+    qwen,
+    glm,
+    tiles,
+    idefics,
+    gemma,
+    codebooks,
+    queries,
+    patches,
 )
+FAMILIES: dict[str, Family] = register([family for file in _FILES for family in file.FAMILIES])

@@ -1,24 +1,21 @@
-"""What every family shares: tiny sizes, random weights, prompts, and joining prompts to a batch."""
+"""What every family shares: building its model, drawing prompts, joining them to a batch."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 import transformers
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-PAD, BOS, EOS = 0, 1, 2
-IMAGE, VIDEO, START, END, BREAK = 99, 98, 97, 96, 95
-# Ids from here on are no words: placeholders and what families put around them.
-SPECIAL, VOCABULARY = 90, 100
-LAYERS, HIDDEN, WINDOW = 6, 32, 12
+from .fields import BOS, EOS, IMAGE, PAD, SPECIAL, VIDEO, VOCABULARY, make, text_fields
+from .grids import Places, grid, in_one
+from .padding import Arguments, collate, to_length
 
-Arguments = dict[str, Tensor]
 _PER_TOKEN = (
     "input_ids",
     "attention_mask",
@@ -28,92 +25,35 @@ _PER_TOKEN = (
 )
 
 
-class Place(NamedTuple):
-    """Where a visual token stands.
+@dataclass(frozen=True)
+class Wanted:
+    """An image or a video that is to be drawn.
 
-    `unit` counts what has a grid of its own inside one image or video: frames, tiles, thumbnails.
+    Attributes
+    ----------
+    config : PretrainedConfig
+        The model's.
+    count : int
+        How many pictures its prompt has.
     """
 
-    unit: int
-    row: int
-    col: int
-    height: int
-    width: int
+    config: Any
+    generator: torch.Generator
+    count: int
+    video: bool
 
+    def integer(self, low: int, high: int) -> int:
+        """From `low` to `high`, both among the answers."""
+        return int(torch.randint(low, high + 1, (), generator=self.generator))
 
-Places = list[Place]
+    def randn(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=self.generator)
 
-
-def nowhere(unit: int, height: int = 0, width: int = 0) -> Place:
-    return Place(unit, -1, -1, height, width)
-
-
-def grid(height: int, width: int, unit: int = 0) -> Places:
-    """Row by row."""
-    return [Place(unit, r, c, height, width) for r in range(height) for c in range(width)]
-
-
-def in_one(pictures: Iterable[Places]) -> Places:
-    """One list of them all, their units counted on."""
-    first, together = 0, []
-    for places in pictures:
-        together += [place._replace(unit=first + place.unit) for place in places]
-        first += 1 + max(place.unit for place in places)
-    return together
-
-
-def text_fields(**changes: Any) -> dict[str, Any]:
-    return {
-        "vocab_size": VOCABULARY,
-        "hidden_size": HIDDEN,
-        "intermediate_size": 64,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-        "pad_token_id": PAD,
-        "bos_token_id": BOS,
-        "eos_token_id": EOS,
-        **changes,
-    }
-
-
-def tower_fields(side: int, patch: int = 4, **changes: Any) -> dict[str, Any]:
-    """For a vision transformer of `side` × `side` patches."""
-    return {
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "image_size": side * patch,
-        "patch_size": patch,
-        **changes,
-    }
-
-
-def make(name: str, *args: Any, **fields: Any) -> Any:
-    """An object of a transformers class that this version may not have."""
-    return getattr(transformers, name)(*args, **fields)
-
-
-def draw(low: int, high: int, generator: torch.Generator) -> int:
-    """From `low` to `high`, both among the answers."""
-    return int(torch.randint(low, high + 1, (), generator=generator))
-
-
-def collate(rows: Sequence[Arguments]) -> Arguments:
-    """Along the first dimension, the others padded with zeros to the largest."""
-    joined = {}
-    for name in dict.fromkeys(name for row in rows for name in row):
-        parts = [row[name] for row in rows if name in row]
-        sizes = [max(part.shape[n] for part in parts) for n in range(1, parts[0].ndim)]
-        joined[name] = torch.cat([_pad(part, sizes) for part in parts])
-    return joined
-
-
-def _pad(values: Tensor, sizes: Sequence[int]) -> Tensor:
-    missing = [size - has for size, has in zip(sizes, values.shape[1:], strict=True)]
-    return F.pad(values, [n for size in reversed(missing) for n in (0, size)])
+    def squares(self, *counts: int) -> Tensor:
+        """So many pictures of the size that the tower reads."""
+        size = self.config.vision_config.image_size
+        size = size if isinstance(size, int) else size[0]
+        return self.randn(*counts, 3, size, size)
 
 
 def weights(model: PreTrainedModel, seed: int, embedding: float = 1.0) -> None:
@@ -134,8 +74,9 @@ def weights(model: PreTrainedModel, seed: int, embedding: float = 1.0) -> None:
 class Family:
     """How to make one family's tiny model and what it reads.
 
-    A subclass says what a configuration, one picture's arguments and the order of a picture's
-    tokens are; the rest is common.
+    A subclass says what its tower, its decoder, one picture's arguments and the order of a
+    picture's tokens are, where they differ from what stands here: a LLaMA that reads images of
+    `side` × `side` tokens.
     """
 
     name: str
@@ -157,21 +98,34 @@ class Family:
     text_beside_images = True
     # The first argument that holds pictures, as current releases name it.
     pixels = "pixel_values"
+    side = 4
+
+    def own(self, part: str = "", **fields: Any) -> Any:
+        """A configuration of the family's own: `own("Vision")` is an `InternVLVisionConfig`."""
+        return make(self.model.rpartition("For")[0] + part + "Config", **fields)
 
     def config(self) -> Any:
+        return self.own(vision_config=self.tower(), text_config=self.text(), **self.fields())
+
+    def tower(self) -> Any:
         raise NotImplementedError
 
-    def picture(
-        self, config: Any, generator: torch.Generator, count: int, video: bool
-    ) -> Arguments:
-        """The arguments of one picture, one of the `count` of its prompt."""
-        raise NotImplementedError
+    def text(self) -> Any:
+        return make("LlamaConfig", **text_fields())
+
+    def fields(self) -> dict[str, Any]:
+        """What the configuration has beside its tower's and its decoder's."""
+        return {"image_token_id": IMAGE}
+
+    def picture(self, wanted: Wanted) -> Arguments:
+        """The arguments of one picture."""
+        return {"pixel_values": wanted.squares(1)}
 
     def places(self, config: Any, arguments: Arguments) -> list[Places]:
         """The placeholders' places in order, as many lists as the arguments hold pictures."""
-        raise NotImplementedError
+        return [grid(self.side, self.side) for _ in arguments.get("pixel_values", ())]
 
-    def span(self, config: Any, places: Places, video: bool) -> list[int]:
+    def span(self, places: Places, video: bool) -> list[int]:
         """The token ids of one picture, with what the family writes around it."""
         return [VIDEO if video else IMAGE] * len(places)
 
@@ -217,18 +171,19 @@ class Family:
         if video and not self.videos:
             raise ValueError(f"{self.name} reads no videos")
         generator = torch.Generator().manual_seed(seed)
+        wanted = Wanted(model.config, generator, images, video)
 
         def words(least: int) -> list[int]:
-            count = draw(least, least + 3, generator)
+            count = wanted.integer(least, least + 3)
             return torch.randint(EOS + 1, SPECIAL, (count,), generator=generator).tolist()
 
         ids = [BOS, *words(2)]
         pictures = []
         for _ in range(images):
-            picture = self.picture(model.config, generator, images, video)
+            picture = self.picture(wanted)
             pictures.append(picture)
             places = in_one(self.places(model.config, picture))
-            ids += [*self.span(model.config, places, video), *words(2)]
+            ids += [*self.span(places, video), *words(2)]
         ids += words(3)
         sample = {"input_ids": torch.tensor([ids])}
         sample["attention_mask"] = torch.ones_like(sample["input_ids"])
@@ -254,7 +209,7 @@ class Family:
                 rows = [
                     sample.get(name, torch.zeros_like(sample["input_ids"])) for sample in samples
                 ]
-                batch[name] = torch.cat([_to_length(row, length, padding_side) for row in rows])
+                batch[name] = torch.cat([to_length(row, length, padding_side) for row in rows])
         batch.update(self.join_pictures([_pictures(sample) for sample in samples]))
         return batch
 
@@ -284,18 +239,14 @@ def _pictures(sample: Arguments) -> Arguments:
     return {name: values for name, values in sample.items() if name not in _PER_TOKEN}
 
 
-def _to_length(row: Tensor, length: int, side: str) -> Tensor:
-    missing = length - row.shape[1]
-    return F.pad(row, (missing, 0) if side == "left" else (0, missing), value=PAD)
-
-
 def release() -> int:
     """The major release of transformers."""
     return int(transformers.__version__.split(".")[0])
 
 
 def register(families: Iterable[Family]) -> dict[str, Family]:
-    known = {family.name: family for family in families}
+    """By name, in alphabetical order."""
+    known = {family.name: family for family in sorted(families, key=lambda family: family.name)}
     for family in known.values():
         if release() < 5:
             type(family).limits = {**family.limits, **family.limits_of_4}

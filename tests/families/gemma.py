@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import PreTrainedModel
 
-from tests.families.base import (
+from .base import Family, Wanted
+from .fields import (
     END,
     HIDDEN,
     IMAGE,
     LAYERS,
     START,
+    VIDEO,
+    VOCABULARY,
     WINDOW,
-    Arguments,
-    Family,
-    Places,
-    grid,
+    encoder_fields,
     make,
+    siglip,
     text_fields,
-    tower_fields,
 )
+from .grids import Places, grid
+from .llava import FastVlm
+from .padding import Arguments
+
+TWO_WINDOWED = (["sliding_attention"] * 2 + ["full_attention"]) * (LAYERS // 3)
 
 
 class Gemma3(Family):
@@ -29,41 +34,32 @@ class Gemma3(Family):
 
     name = "gemma3"
     model = "Gemma3ForConditionalGeneration"
-    tokens = 4
     # Words are scaled by the square root of the hidden size.
     embedding = HIDDEN**-0.5
-    layer_types = (["sliding_attention"] * 2 + ["full_attention"]) * (LAYERS // 3)
+    layer_types = TWO_WINDOWED
 
-    def config(self) -> Any:
-        text = text_fields(
+    def tower(self) -> Any:
+        return siglip(2 * self.side)
+
+    def text(self) -> Any:
+        fields = text_fields(
             head_dim=HIDDEN // 4,
             query_pre_attn_scalar=HIDDEN // 4,
             sliding_window=WINDOW,
             layer_types=self.layer_types,
         )
-        return make(
-            "Gemma3Config",
-            vision_config=make(
-                "SiglipVisionConfig", vision_use_head=False, **tower_fields(2 * self.tokens)
-            ),
-            text_config=make("Gemma3TextConfig", **text),
-            mm_tokens_per_image=self.tokens**2,
-            image_token_index=IMAGE,
-            boi_token_index=START,
-            eoi_token_index=END,
-        )
+        return self.own("Text", **fields)
 
-    def picture(
-        self, config: Any, generator: torch.Generator, count: int, video: bool
-    ) -> Arguments:
-        size = config.vision_config.image_size
-        return {"pixel_values": torch.randn(1, 3, size, size, generator=generator)}
+    def fields(self) -> dict[str, Any]:
+        return {
+            "mm_tokens_per_image": self.side**2,
+            "image_token_index": IMAGE,
+            "boi_token_index": START,
+            "eoi_token_index": END,
+        }
 
-    def places(self, config: Any, arguments: Arguments) -> list[Places]:
-        return [grid(self.tokens, self.tokens) for _ in arguments.get("pixel_values", ())]
-
-    def span(self, config: Any, places: Places, video: bool) -> list[int]:
-        return [START, *super().span(config, places, video), END]
+    def span(self, places: Places, video: bool) -> list[int]:
+        return [START, *super().span(places, video), END]
 
     def finish(self, model: PreTrainedModel, sample: Arguments) -> None:
         sample["token_type_ids"] = (sample["input_ids"] == IMAGE).long()
@@ -71,10 +67,10 @@ class Gemma3(Family):
 
 class Gemma3Full(Gemma3):
     name = "gemma3-full"
-    layer_types = ["full_attention"] * LAYERS
+    layer_types: ClassVar[list[str]] = ["full_attention"] * LAYERS
 
 
-class PaliGemma(Gemma3):
+class PaliGemma(Family):
     """The whole prompt sees itself in both directions.
 
     In transformers 4.57 it answers differently with and without a cache, pruned or not.
@@ -83,25 +79,21 @@ class PaliGemma(Gemma3):
     name = "paligemma"
     since = 5
     model = "PaliGemmaForConditionalGeneration"
+    embedding = Gemma3.embedding
 
-    def config(self) -> Any:
-        return make(
-            "PaliGemmaConfig",
-            vision_config=make(
-                "SiglipVisionConfig", vision_use_head=False, **tower_fields(self.tokens)
-            ),
-            text_config=self.text(),
-            image_token_index=IMAGE,
-            projection_dim=HIDDEN,
-            hidden_size=HIDDEN,
-            vocab_size=100,
-        )
+    def tower(self) -> Any:
+        return siglip(self.side)
 
     def text(self) -> Any:
         return make("GemmaConfig", **text_fields(head_dim=HIDDEN // 4))
 
-    def span(self, config: Any, places: Places, video: bool) -> list[int]:
-        return Family.span(self, config, places, video)
+    def fields(self) -> dict[str, Any]:
+        return {
+            "image_token_index": IMAGE,
+            "projection_dim": HIDDEN,
+            "hidden_size": HIDDEN,
+            "vocab_size": VOCABULARY,
+        }
 
     def finish(self, model: PreTrainedModel, sample: Arguments) -> None:
         sample["token_type_ids"] = torch.zeros_like(sample["input_ids"])
@@ -112,10 +104,148 @@ class PaliGemma2(PaliGemma):
     attentions = ("eager",)
 
     def text(self) -> Any:
-        text = text_fields(
+        fields = text_fields(
             head_dim=HIDDEN // 4, query_pre_attn_scalar=HIDDEN // 4, sliding_window=WINDOW
         )
-        return make("Gemma2Config", **text)
+        return make("Gemma2Config", **fields)
 
 
-FAMILIES = [Gemma3(), Gemma3Full(), PaliGemma(), PaliGemma2()]
+class Gemma3n(FastVlm):
+    """Hidden states of the decoder layers have four dimensions; the last layers share keys."""
+
+    name = "gemma3n"
+    refused = "per_layer_input"
+    model = "Gemma3nForConditionalGeneration"
+    embedding = Gemma3.embedding
+
+    def tower(self) -> Any:
+        return self.own(
+            "Vision",
+            architecture="mobilenetv3_small_050",
+            do_pooling=False,
+            hidden_size=288,
+            vocab_offset=95,
+            vocab_size=5,
+        )
+
+    def text(self) -> Any:
+        fields = text_fields(
+            head_dim=HIDDEN // 4,
+            sliding_window=WINDOW,
+            layer_types=TWO_WINDOWED,
+            vocab_size_per_layer_input=VOCABULARY,
+            hidden_size_per_layer_input=8,
+            num_kv_shared_layers=2,
+            laurel_rank=8,
+            altup_num_inputs=2,
+            activation_sparsity_pattern=[0.0] * LAYERS,
+        )
+        return self.own("Text", **fields)
+
+    def fields(self) -> dict[str, Any]:
+        audio = self.own(
+            "Audio",
+            vocab_offset=100,
+            vocab_size=4,
+            input_feat_size=16,
+            hidden_size=16,
+            conf_num_attention_heads=2,
+            conf_num_hidden_layers=1,
+            sscp_conv_channel_size=(8, 8),
+        )
+        return {
+            "audio_config": audio,
+            "vision_soft_tokens_per_image": self.side**2,
+            "image_token_id": IMAGE,
+            "boi_token_id": START,
+            "eoi_token_id": END,
+            "audio_token_id": 102,
+            "boa_token_id": 101,
+            "eoa_token_id": 103,
+        }
+
+
+class Gemma4(Family):
+    """Patches carry their places; tokens of one image see each other in the windowed layers.
+
+    As the larger ones are; `Gemma4E` is the smaller.
+    """
+
+    name = "gemma4"
+    small: ClassVar[dict[str, int]] = {"hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0}
+    model = "Gemma4ForConditionalGeneration"
+    embedding = Gemma3.embedding
+    most, pool, patch = 16, 2, 4
+
+    def tower(self) -> Any:
+        fields = encoder_fields(
+            num_key_value_heads=2,
+            head_dim=8,
+            pooling_kernel_size=self.pool,
+            patch_size=self.patch,
+            position_embedding_size=64,
+        )
+        return self.own("Vision", **fields)
+
+    def text(self) -> Any:
+        fields = text_fields(
+            head_dim=HIDDEN // 4,
+            global_head_dim=HIDDEN // 4,
+            sliding_window=WINDOW,
+            layer_types=TWO_WINDOWED,
+            vocab_size_per_layer_input=VOCABULARY,
+            use_bidirectional_attention="vision",
+            **self.small,
+        )
+        return self.own("Text", **fields)
+
+    def fields(self) -> dict[str, Any]:
+        return {
+            "audio_config": None,
+            "image_token_id": IMAGE,
+            "video_token_id": VIDEO,
+            "audio_token_id": 94,
+            "boi_token_id": START,
+            "eoi_token_id": END,
+        }
+
+    def picture(self, wanted: Wanted) -> Arguments:
+        height = wanted.integer(2, 5)
+        width = wanted.integer(2, self.most // height)
+        patches = self.most * self.pool**2
+        rows, columns = self.pool * height, self.pool * width
+        where = torch.full((1, patches, 2), -1)
+        where[0, : rows * columns] = torch.cartesian_prod(
+            torch.arange(rows), torch.arange(columns)
+        ).flip(1)
+        pixels = torch.rand(1, patches, 3 * self.patch**2, generator=wanted.generator)
+        return {"pixel_values": pixels, "image_position_ids": where}
+
+    def places(self, config: Any, arguments: Arguments) -> list[Places]:
+        corners = [where.amax(0) + 1 for where in arguments.get("image_position_ids", ())]
+        return [grid(int(y) // self.pool, int(x) // self.pool) for x, y in corners]
+
+    def span(self, places: Places, video: bool) -> list[int]:
+        return [START, *super().span(places, video), END]
+
+    def finish(self, model: PreTrainedModel, sample: Arguments) -> None:
+        sample["mm_token_type_ids"] = (sample["input_ids"] == IMAGE).int()
+
+
+class Gemma4E(Gemma4):
+    """Layers have inputs of their own, and the last share keys."""
+
+    name = "gemma4-e"
+    small: ClassVar[dict[str, int]] = {"hidden_size_per_layer_input": 8, "num_kv_shared_layers": 2}
+    refused = "per_layer_input"
+
+
+FAMILIES = [
+    Gemma3(),
+    Gemma3Full(),
+    PaliGemma(),
+    PaliGemma2(),
+    Gemma3n(),
+    Gemma4(),
+    Gemma4E(),
+]
