@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .fields import BOS, EOS, IMAGE, PAD, SPECIAL, VIDEO, VOCABULARY, make, text_fields
+from .fields import BOS, END, EOS, IMAGE, PAD, SPECIAL, START, VIDEO, VOCABULARY, make, text_fields
 from .grids import Places, grid, in_one
 from .padding import Arguments, collate, to_length
 
@@ -27,15 +27,7 @@ _PER_TOKEN = (
 
 @dataclass(frozen=True)
 class Wanted:
-    """An image or a video that is to be drawn.
-
-    Attributes
-    ----------
-    config : PretrainedConfig
-        The model's.
-    count : int
-        How many pictures its prompt has.
-    """
+    """An image or a video to draw for a model's configuration; `count` are in its prompt."""
 
     config: Any
     generator: torch.Generator
@@ -82,6 +74,8 @@ class Family:
     name: str
     model: str
     videos = False
+    # Where the processor samples the same number of frames from every video: how many.
+    sampled_frames = 3
     # The attention implementations it has; the first stands in for one it has not.
     attentions: tuple[str, ...] = ("sdpa", "eager")
     embedding = 1.0
@@ -99,6 +93,8 @@ class Family:
     # The first argument that holds pictures, as current releases name it.
     pixels = "pixel_values"
     side = 4
+    # Whether a start token stands before a picture's and an end token after them.
+    edged = False
 
     def own(self, part: str = "", **fields: Any) -> Any:
         """A configuration of the family's own: `own("Vision")` is an `InternVLVisionConfig`."""
@@ -119,6 +115,8 @@ class Family:
 
     def picture(self, wanted: Wanted) -> Arguments:
         """The arguments of one picture."""
+        if wanted.video:
+            return {"pixel_values_videos": wanted.squares(1, self.sampled_frames)}
         return {"pixel_values": wanted.squares(1)}
 
     def places(self, config: Any, arguments: Arguments) -> list[Places]:
@@ -127,7 +125,8 @@ class Family:
 
     def span(self, places: Places, video: bool) -> list[int]:
         """The token ids of one picture, with what the family writes around it."""
-        return [VIDEO if video else IMAGE] * len(places)
+        ids = [VIDEO if video else IMAGE] * len(places)
+        return [START, *ids, END] if self.edged else ids
 
     def finish(self, model: PreTrainedModel, sample: Arguments) -> None:
         """Add what depends on the whole prompt."""
@@ -244,10 +243,18 @@ def release() -> int:
     return int(transformers.__version__.split(".")[0])
 
 
-def register(families: Iterable[Family]) -> dict[str, Family]:
-    """By name, in alphabetical order."""
-    known = {family.name: family for family in sorted(families, key=lambda family: family.name)}
-    for family in known.values():
+FAMILIES: dict[str, Family] = {}
+_F = TypeVar("_F", bound=Family)
+
+
+def family(name: str, model: str) -> Callable[[type[_F]], type[_F]]:
+    """Register a family under its name, with the class of its model in transformers."""
+
+    def register(cls: type[_F]) -> type[_F]:
+        cls.name, cls.model = name, model
         if release() < 5:
-            type(family).limits = {**family.limits, **family.limits_of_4}
-    return known
+            cls.limits = {**cls.limits, **cls.limits_of_4}
+        FAMILIES[name] = cls()
+        return cls
+
+    return register

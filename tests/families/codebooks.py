@@ -6,17 +6,15 @@ from typing import Any, ClassVar
 
 import torch
 
-from .base import Family, Wanted
+from .base import Family, Wanted, family
 from .fields import BREAK, HIDDEN, IMAGE, codebook_fields, text_fields, tower_fields
 from .grids import Places, with_newlines
 from .llava import Llava
 from .padding import Arguments
 
 
+@family("janus", "JanusForConditionalGeneration")
 class Janus(Llava):
-    name = "janus"
-    model = "JanusForConditionalGeneration"
-
     def tower(self) -> Any:
         fields = tower_fields(
             self.side,
@@ -39,16 +37,15 @@ class Janus(Llava):
         return {"vq_config": self.own("VQVAE", **codebook), "image_token_id": IMAGE}
 
 
+@family("emu3", "Emu3ForConditionalGeneration")
 class Emu3(Family):
     """An image is turned into words of the vocabulary; each row of them ends in a newline.
 
     All images have one size, as the tower's convolutions would see the padding.
     """
 
-    name = "emu3"
     since = 5  # 4.57 does not hand the pictures on
     limits: ClassVar[dict[str, str]] = {"places": "words of an image vocabulary with line ends"}
-    model = "Emu3ForConditionalGeneration"
     codes = 32
     height, width = 4, 5
 
@@ -77,11 +74,10 @@ class Emu3(Family):
         return [one for _ in arguments.get("image_sizes", ())]
 
 
+@family("chameleon", "ChameleonForConditionalGeneration")
 class Chameleon(Llava):
     """An image is turned into words of the vocabulary; the configuration has no text part."""
 
-    name = "chameleon"
-    model = "ChameleonForConditionalGeneration"
     codes = 16
 
     def config(self) -> Any:
@@ -97,6 +93,3 @@ class Chameleon(Llava):
     def picture(self, wanted: Wanted) -> Arguments:
         size = 2 * self.side
         return {"pixel_values": wanted.randn(1, 3, size, size)}
-
-
-FAMILIES = [Janus(), Emu3(), Chameleon()]

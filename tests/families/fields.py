@@ -18,6 +18,11 @@ def make(name: str, *args: Any, **fields: Any) -> Any:
     return getattr(transformers, name)(*args, **fields)
 
 
+def special_ids(image: str, start: str, end: str) -> dict[str, int]:
+    """The tokens of an image and around it, under the names that a configuration has for them."""
+    return {image: IMAGE, start: START, end: END}
+
+
 def text_fields(**changes: Any) -> dict[str, Any]:
     """A decoder's."""
     return {

@@ -7,19 +7,18 @@ from typing import Any, ClassVar
 import torch
 from transformers import PreTrainedModel
 
-from .base import Family, Wanted
+from .base import Family, Wanted, family
 from .fields import (
-    END,
     HIDDEN,
     IMAGE,
     LAYERS,
-    START,
     VIDEO,
     VOCABULARY,
     WINDOW,
     encoder_fields,
     make,
     siglip,
+    special_ids,
     text_fields,
 )
 from .grids import Places, grid
@@ -29,14 +28,14 @@ from .padding import Arguments
 TWO_WINDOWED = (["sliding_attention"] * 2 + ["full_attention"]) * (LAYERS // 3)
 
 
+@family("gemma3", "Gemma3ForConditionalGeneration")
 class Gemma3(Family):
     """The tokens of one image see each other; the tower's grid is pooled 2 × 2."""
 
-    name = "gemma3"
-    model = "Gemma3ForConditionalGeneration"
     # Words are scaled by the square root of the hidden size.
     embedding = HIDDEN**-0.5
-    layer_types = TWO_WINDOWED
+    edged = True
+    layer_types: ClassVar[list[str]] = TWO_WINDOWED
 
     def tower(self) -> Any:
         return siglip(2 * self.side)
@@ -53,32 +52,28 @@ class Gemma3(Family):
     def fields(self) -> dict[str, Any]:
         return {
             "mm_tokens_per_image": self.side**2,
-            "image_token_index": IMAGE,
-            "boi_token_index": START,
-            "eoi_token_index": END,
+            **special_ids("image_token_index", "boi_token_index", "eoi_token_index"),
         }
-
-    def span(self, places: Places, video: bool) -> list[int]:
-        return [START, *super().span(places, video), END]
 
     def finish(self, model: PreTrainedModel, sample: Arguments) -> None:
         sample["token_type_ids"] = (sample["input_ids"] == IMAGE).long()
 
 
+@family("gemma3-full", "Gemma3ForConditionalGeneration")
 class Gemma3Full(Gemma3):
-    name = "gemma3-full"
-    layer_types: ClassVar[list[str]] = ["full_attention"] * LAYERS
+    """Without windows, where every layer sees an image in both directions."""
+
+    layer_types = ["full_attention"] * LAYERS
 
 
+@family("paligemma", "PaliGemmaForConditionalGeneration")
 class PaliGemma(Family):
     """The whole prompt sees itself in both directions.
 
     In transformers 4.57 it answers differently with and without a cache, pruned or not.
     """
 
-    name = "paligemma"
     since = 5
-    model = "PaliGemmaForConditionalGeneration"
     embedding = Gemma3.embedding
 
     def tower(self) -> Any:
@@ -99,8 +94,8 @@ class PaliGemma(Family):
         sample["token_type_ids"] = torch.zeros_like(sample["input_ids"])
 
 
+@family("paligemma-gemma2", "PaliGemmaForConditionalGeneration")
 class PaliGemma2(PaliGemma):
-    name = "paligemma-gemma2"
     attentions = ("eager",)
 
     def text(self) -> Any:
@@ -110,12 +105,11 @@ class PaliGemma2(PaliGemma):
         return make("Gemma2Config", **fields)
 
 
+@family("gemma3n", "Gemma3nForConditionalGeneration")
 class Gemma3n(FastVlm):
     """Hidden states of the decoder layers have four dimensions; the last layers share keys."""
 
-    name = "gemma3n"
     refused = "per_layer_input"
-    model = "Gemma3nForConditionalGeneration"
     embedding = Gemma3.embedding
 
     def tower(self) -> Any:
@@ -147,8 +141,7 @@ class Gemma3n(FastVlm):
             "Audio",
             vocab_offset=100,
             vocab_size=4,
-            input_feat_size=16,
-            hidden_size=16,
+            **dict.fromkeys(("input_feat_size", "hidden_size"), 16),
             conf_num_attention_heads=2,
             conf_num_hidden_layers=1,
             sscp_conv_channel_size=(8, 8),
@@ -156,25 +149,23 @@ class Gemma3n(FastVlm):
         return {
             "audio_config": audio,
             "vision_soft_tokens_per_image": self.side**2,
-            "image_token_id": IMAGE,
-            "boi_token_id": START,
-            "eoi_token_id": END,
+            **special_ids("image_token_id", "boi_token_id", "eoi_token_id"),
             "audio_token_id": 102,
             "boa_token_id": 101,
             "eoa_token_id": 103,
         }
 
 
+@family("gemma4", "Gemma4ForConditionalGeneration")
 class Gemma4(Family):
     """Patches carry their places; tokens of one image see each other in the windowed layers.
 
     As the larger ones are; `Gemma4E` is the smaller.
     """
 
-    name = "gemma4"
     small: ClassVar[dict[str, int]] = {"hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0}
-    model = "Gemma4ForConditionalGeneration"
     embedding = Gemma3.embedding
+    edged = True
     most, pool, patch = 16, 2, 4
 
     def tower(self) -> Any:
@@ -202,11 +193,9 @@ class Gemma4(Family):
     def fields(self) -> dict[str, Any]:
         return {
             "audio_config": None,
-            "image_token_id": IMAGE,
+            **special_ids("image_token_id", "boi_token_id", "eoi_token_id"),
             "video_token_id": VIDEO,
             "audio_token_id": 94,
-            "boi_token_id": START,
-            "eoi_token_id": END,
         }
 
     def picture(self, wanted: Wanted) -> Arguments:
@@ -225,27 +214,13 @@ class Gemma4(Family):
         corners = [where.amax(0) + 1 for where in arguments.get("image_position_ids", ())]
         return [grid(int(y) // self.pool, int(x) // self.pool) for x, y in corners]
 
-    def span(self, places: Places, video: bool) -> list[int]:
-        return [START, *super().span(places, video), END]
-
     def finish(self, model: PreTrainedModel, sample: Arguments) -> None:
         sample["mm_token_type_ids"] = (sample["input_ids"] == IMAGE).int()
 
 
+@family("gemma4-e", "Gemma4ForConditionalGeneration")
 class Gemma4E(Gemma4):
     """Layers have inputs of their own, and the last share keys."""
 
-    name = "gemma4-e"
     small: ClassVar[dict[str, int]] = {"hidden_size_per_layer_input": 8, "num_kv_shared_layers": 2}
     refused = "per_layer_input"
-
-
-FAMILIES = [
-    Gemma3(),
-    Gemma3Full(),
-    PaliGemma(),
-    PaliGemma2(),
-    Gemma3n(),
-    Gemma4(),
-    Gemma4E(),
-]

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 import torch
 from transformers import PreTrainedModel
 
-from .fields import END, HIDDEN, IMAGE, START, VIDEO, text_fields
+from .base import family
+from .fields import END, HIDDEN, IMAGE, START, VIDEO, special_ids, text_fields
 from .grids import Places
 from .padding import Arguments
 from .qwen import PATCH, Qwen2VL, Qwen3VL, m_rope, merging_fields
@@ -18,21 +19,18 @@ VIDEO_START, VIDEO_END = 90, 91
 def token_fields() -> dict[str, int]:
     """The ids of the placeholders and of the tokens around them."""
     return {
-        "image_token_id": IMAGE,
+        **special_ids("image_token_id", "image_start_token_id", "image_end_token_id"),
         "video_token_id": VIDEO,
-        "image_start_token_id": START,
-        "image_end_token_id": END,
         "video_start_token_id": VIDEO_START,
         "video_end_token_id": VIDEO_END,
     }
 
 
+@family("glm4v", "Glm4vForConditionalGeneration")
 class Glm4v(Qwen3VL):
     """A video's frames are written with the image token, each between start and end tokens."""
 
-    name = "glm4v"
     limits: ClassVar[dict[str, str]] = {"video beams": "a video is not repeated for the beams"}
-    model = "Glm4vForConditionalGeneration"
 
     def tower(self) -> Any:
         return merging_fields(
@@ -60,23 +58,19 @@ class Glm4v(Qwen3VL):
         sample["mm_token_type_ids"] = kind * (sample["input_ids"] == IMAGE).int()
 
 
+@family("glm46v", "Glm46VForConditionalGeneration")
 class Glm46V(Glm4v):
-    name = "glm46v"
-    model = "Glm46VForConditionalGeneration"
+    """As its predecessor, under another model type."""
 
 
+@family("glm_ocr", "GlmOcrForConditionalGeneration")
 class GlmOcr(Glm4v):
-    name = "glm_ocr"
-    model = "GlmOcrForConditionalGeneration"
-
     def text(self) -> Any:
         return {**super().text(), "head_dim": HIDDEN // 4}
 
 
+@family("glm4v_moe", "Glm4vMoeForConditionalGeneration")
 class Glm4vMoe(Glm4v):
-    name = "glm4v_moe"
-    model = "Glm4vMoeForConditionalGeneration"
-
     def text(self) -> Any:
         return text_fields(
             rope_scaling=m_rope(2, 1, 1, partial_rotary_factor=1.0),
@@ -99,15 +93,14 @@ def routed_fields() -> dict[str, int]:
     }
 
 
+@family("ernie4_5_vl_moe", "Ernie4_5_VLMoeForConditionalGeneration")
 class Ernie45VLMoe(Qwen2VL):
     """Text and pictures have experts of their own; two frames of a video are one token's."""
 
-    name = "ernie4_5_vl_moe"
     limits: ClassVar[dict[str, str]] = {
         "uncached": "moe_mm_token_type_ids does not grow where nothing is cached",
         "video places": "the tower puts two frames into one token, which its inputs do not tell",
     }
-    model = "Ernie4_5_VLMoeForConditionalGeneration"
     temporal = 1
     frames = 2
 
@@ -138,6 +131,3 @@ class Ernie45VLMoe(Qwen2VL):
         kinds = sample["mm_token_type_ids"]
         edges = torch.isin(sample["input_ids"], around).int()
         sample["moe_mm_token_type_ids"] = torch.maximum(kinds, edges)
-
-
-FAMILIES = [Glm4v(), Glm46V(), GlmOcr(), Glm4vMoe(), Ernie45VLMoe()]

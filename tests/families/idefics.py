@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .base import Wanted
+from .base import Wanted, family
 from .fields import BREAK, HIDDEN, IMAGE, make, mistral, text_fields, tower_fields
 from .grids import Places, grid, without_place
 from .padding import Arguments, along_second, collate
-from .tiles import InternVL
+from .tiles import Tiled
 
 
-class Idefics3(InternVL):
+@family("idefics3", "Idefics3ForConditionalGeneration")
+class Idefics3(Tiled):
     """All pictures of a row along the second dimension, missing ones all zero."""
 
-    limits_of_4: ClassVar[dict[str, str]] = {}
-    name = "idefics3"
-    model = "Idefics3ForConditionalGeneration"
-    videos = False
     between = (BREAK,)
 
     def text(self) -> Any:
@@ -57,16 +54,15 @@ def pictures_of(arguments: Arguments) -> Tensor:
     return arguments.get("pixel_values", torch.zeros(1, 0))[0]
 
 
+@family("smolvlm", "SmolVLMForConditionalGeneration")
 class SmolVLM(Idefics3):
-    name = "smolvlm"
-    model = "SmolVLMForConditionalGeneration"
+    """As Idefics3, under another model type."""
 
 
+@family("idefics2", "Idefics2ForConditionalGeneration")
 class Idefics2(Idefics3):
     """A perceiver turns an image of any size into so many tokens without a place."""
 
-    name = "idefics2"
-    model = "Idefics2ForConditionalGeneration"
     latents = 8
 
     def tower(self) -> Any:
@@ -92,6 +88,3 @@ class Idefics2(Idefics3):
 
     def places(self, config: Any, arguments: Arguments) -> list[Places]:
         return [without_place(self.latents) for _ in pictures_of(arguments)]
-
-
-FAMILIES = [Idefics3(), SmolVLM(), Idefics2()]

@@ -6,17 +6,16 @@ from typing import Any
 
 import torch
 
-from .base import Family, Wanted
+from .base import Family, Wanted, family
 from .fields import HIDDEN, IMAGE, VIDEO, clip, make, qwen2, sam_fields, tower_fields
 from .grids import Places, grid, nowhere
 from .padding import Arguments
 
 
+@family("llava", "LlavaForConditionalGeneration")
 class Llava(Family):
     """Images of one size, `side` × `side` tokens each."""
 
-    name = "llava"
-    model = "LlavaForConditionalGeneration"
     side = 5
 
     def tower(self) -> Any:
@@ -30,10 +29,8 @@ class Llava(Family):
         }
 
 
+@family("vipllava", "VipLlavaForConditionalGeneration")
 class VipLlava(Llava):
-    name = "vipllava"
-    model = "VipLlavaForConditionalGeneration"
-
     def fields(self) -> dict[str, Any]:
         return {
             "image_token_index": IMAGE,
@@ -42,24 +39,16 @@ class VipLlava(Llava):
         }
 
 
+@family("video_llava", "VideoLlavaForConditionalGeneration")
 class VideoLlava(Llava):
     """A video keeps the class token of each frame; an image does not."""
 
-    name = "video_llava"
-    model = "VideoLlavaForConditionalGeneration"
     videos = True
+    sampled_frames = 2
     side = 4
 
-    def config(self) -> Any:
-        config = super().config()
-        config.video_token_index = VIDEO
-        return config
-
-    def picture(self, wanted: Wanted) -> Arguments:
-        if not wanted.video:
-            return super().picture(wanted)
-        # The processor samples the same number of frames from every video.
-        return {"pixel_values_videos": wanted.squares(1, 2)}
+    def fields(self) -> dict[str, Any]:
+        return {**super().fields(), "video_token_index": VIDEO}
 
     def places(self, config: Any, arguments: Arguments) -> list[Places]:
         if "pixel_values_videos" not in arguments:
@@ -71,10 +60,8 @@ class VideoLlava(Llava):
         return [one for _ in arguments["pixel_values_videos"]]
 
 
+@family("deepseek_vl", "DeepseekVLForConditionalGeneration")
 class DeepseekVL(Llava):
-    name = "deepseek_vl"
-    model = "DeepseekVLForConditionalGeneration"
-
     def tower(self) -> Any:
         return make("SiglipVisionConfig", **tower_fields(self.side))
 
@@ -82,11 +69,10 @@ class DeepseekVL(Llava):
         return {"image_token_id": IMAGE}
 
 
+@family("deepseek_vl_hybrid", "DeepseekVLHybridForConditionalGeneration")
 class DeepseekVLHybrid(DeepseekVL):
     """Two towers see an image at two resolutions; their tokens are added up place by place."""
 
-    name = "deepseek_vl_hybrid"
-    model = "DeepseekVLHybridForConditionalGeneration"
     high = 16
 
     def fields(self) -> dict[str, Any]:
@@ -100,11 +86,10 @@ class DeepseekVLHybrid(DeepseekVL):
         return picture
 
 
+@family("fast_vlm", "FastVlmForConditionalGeneration")
 class FastVlm(Llava):
     """The tower is convolutional."""
 
-    name = "fast_vlm"
-    model = "FastVlmForConditionalGeneration"
     side = 4
 
     def tower(self) -> Any:
@@ -129,11 +114,10 @@ class FastVlm(Llava):
         return {"pixel_values": wanted.randn(1, 3, size, size)}
 
 
+@family("perception_lm", "PerceptionLMForConditionalGeneration")
 class PerceptionLM(Family):
     """Every image of a batch has the same number of tiles; pooled 2 × 2."""
 
-    name = "perception_lm"
-    model = "PerceptionLMForConditionalGeneration"
     videos = True
     side = 3
 
@@ -172,14 +156,3 @@ class PerceptionLM(Family):
         pixels = arguments.get("pixel_values", arguments.get("pixel_values_videos"))
         tiles = torch.empty(0) if pixels is None else pixels.flatten(0, 1)
         return [grid(self.side, self.side) for _ in tiles]
-
-
-FAMILIES = [
-    Llava(),
-    VipLlava(),
-    VideoLlava(),
-    DeepseekVL(),
-    DeepseekVLHybrid(),
-    FastVlm(),
-    PerceptionLM(),
-]

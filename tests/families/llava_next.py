@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .base import Wanted
+from .base import Wanted, family
 from .fields import IMAGE, VIDEO, make, mistral, qwen2, siglip, text_fields, tower_fields
 from .grids import Places, frame_grids, grid, nowhere, with_newlines
 from .llava import Llava
@@ -39,11 +39,10 @@ def unpadded(size: tuple[int, int], height: int, width: int) -> tuple[int, int]:
     return height, width - 2 * ((width - inner) // 2)
 
 
+@family("llava_next", "LlavaNextForConditionalGeneration")
 class LlavaNext(Llava):
     """The whole image first, small; then its tiles as one grid whose rows end in a newline."""
 
-    name = "llava_next"
-    model = "LlavaNextForConditionalGeneration"
     side = 3
 
     def fields(self) -> dict[str, Any]:
@@ -55,6 +54,8 @@ class LlavaNext(Llava):
         }
 
     def picture(self, wanted: Wanted) -> Arguments:
+        if wanted.video:
+            return super().picture(wanted)
         tile = wanted.config.vision_config.image_size
         size = (wanted.integer(8, 40), wanted.integer(8, 40))
         high, wide = best_resolution(size, wanted.config.image_grid_pinpoints)
@@ -75,21 +76,18 @@ class LlavaNext(Llava):
         return height, width
 
 
+@family("llava_next-mistral", "LlavaNextForConditionalGeneration")
 class LlavaNextMistral(LlavaNext):
-    name = "llava_next-mistral"
-
     def text(self) -> Any:
         return mistral()
 
 
+@family("granite4_vision", "Granite4VisionForConditionalGeneration")
 class Granite4Vision(LlavaNext):
     """The tower's grid is halved by Q-formers over windows of 2 × 2, one window a token.
 
     Nothing stands at an image's tokens before the first layer: features are added in every layer.
     """
-
-    name = "granite4_vision"
-    model = "Granite4VisionForConditionalGeneration"
 
     def tower(self) -> Any:
         fields = tower_fields(2 * self.side, hidden_size=64, projection_dim=16)
@@ -117,24 +115,17 @@ class Granite4Vision(LlavaNext):
         }
 
 
+@family("llava_next_video", "LlavaNextVideoForConditionalGeneration")
 class LlavaNextVideo(LlavaNext):
     """A video's frames are pooled 2 × 2 and have no newlines."""
 
-    name = "llava_next_video"
-    model = "LlavaNextVideoForConditionalGeneration"
     videos = True
     side = 4
 
-    def config(self) -> Any:
-        config = super().config()
-        config.video_token_index = VIDEO
-        config.image_grid_pinpoints = config.image_grid_pinpoints[:2]
-        return config
-
-    def picture(self, wanted: Wanted) -> Arguments:
-        if not wanted.video:
-            return super().picture(wanted)
-        return {"pixel_values_videos": wanted.squares(1, 3)}
+    def fields(self) -> dict[str, Any]:
+        fields = super().fields()
+        shapes = fields["image_grid_pinpoints"][:2]
+        return {**fields, "image_grid_pinpoints": shapes, "video_token_index": VIDEO}
 
     def places(self, config: Any, arguments: Arguments) -> list[Places]:
         if "pixel_values_videos" not in arguments:
@@ -144,11 +135,10 @@ class LlavaNextVideo(LlavaNext):
         return [one for _ in arguments["pixel_values_videos"]]
 
 
+@family("llava_onevision", "LlavaOnevisionForConditionalGeneration")
 class LlavaOnevision(LlavaNext):
     """Tiles only where a prompt has one image; large grids are resampled to fewer tokens."""
 
-    name = "llava_onevision"
-    model = "LlavaOnevisionForConditionalGeneration"
     videos = True
 
     def tower(self) -> Any:
@@ -157,17 +147,18 @@ class LlavaOnevision(LlavaNext):
     def text(self) -> Any:
         return qwen2()
 
-    def config(self) -> Any:
-        config = super().config()
-        config.video_token_index = VIDEO
-        config.vision_feature_select_strategy = "full"
-        config.vision_aspect_ratio = "anyres_max_2"
-        return config
+    def fields(self) -> dict[str, Any]:
+        return {
+            **super().fields(),
+            "video_token_index": VIDEO,
+            "vision_feature_select_strategy": "full",
+            "vision_aspect_ratio": "anyres_max_2",
+        }
 
     def picture(self, wanted: Wanted) -> Arguments:
-        if wanted.video:
-            return {"pixel_values_videos": wanted.squares(1, 3)}
         picture = super().picture(wanted)
+        if wanted.video:
+            return picture
         if wanted.count > 1:
             picture["pixel_values"] = picture["pixel_values"][:, :1]
         # One entry a prompt: together() keeps the first.
@@ -196,12 +187,3 @@ class LlavaOnevision(LlavaNext):
         most = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
         ratio = math.sqrt(height * width / (most * self.side**2))
         return (int(height // ratio), int(width // ratio)) if ratio > 1.1 else (height, width)
-
-
-FAMILIES = [
-    LlavaNext(),
-    LlavaNextMistral(),
-    Granite4Vision(),
-    LlavaNextVideo(),
-    LlavaOnevision(),
-]

@@ -7,25 +7,24 @@ from typing import Any, ClassVar
 
 import torch
 
-from .base import Family, Wanted
-from .fields import BREAK, END, HIDDEN, IMAGE, START, encoder_fields, make, text_fields
+from .base import Family, Wanted, family
+from .fields import BREAK, HIDDEN, IMAGE, encoder_fields, make, special_ids, text_fields
 from .glm import routed_fields
 from .grids import Places, grid, nowhere, with_newlines
 from .padding import Arguments, along_second
 from .qwen import MERGE, PATCH, PaddleOcrVL, m_rope
 
 
+@family("fuyu", "FuyuForCausalLM")
 class Fuyu(Family):
     """Patches go into the decoder without a tower; a newline token ends each row of them."""
 
-    name = "fuyu"
+    since = 5
+    patch = 4
     limits: ClassVar[dict[str, str]] = {
         "beams": "pictures are not repeated for the beams",
         "places": "lines of patches are apart, and their grid is not told",
     }
-    since = 5
-    model = "FuyuForCausalLM"
-    patch = 4
 
     def config(self) -> Any:
         text = text_fields()
@@ -62,11 +61,9 @@ class Fuyu(Family):
         return self.together(rows, len(rows))
 
 
+@family("kimi_k25", "Kimi_K25ForConditionalGeneration")
 class KimiK25(PaddleOcrVL):
     """Keys and values of the decoder are kept as one latent vector each."""
-
-    name = "kimi_k25"
-    model = "Kimi_K25ForConditionalGeneration"
 
     def tower(self) -> Any:
         fields = encoder_fields(patch_size=PATCH, pos_emb_height=8, pos_emb_width=8)
@@ -75,11 +72,8 @@ class KimiK25(PaddleOcrVL):
     def text(self) -> Any:
         fields = text_fields(
             num_key_value_heads=4,
-            q_lora_rank=16,
-            kv_lora_rank=16,
-            qk_rope_head_dim=8,
-            qk_nope_head_dim=8,
-            v_head_dim=8,
+            **dict.fromkeys(("q_lora_rank", "kv_lora_rank"), 16),
+            **dict.fromkeys(("qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"), 8),
             **routed_fields(),
         )
         return make("DeepseekV3Config", **fields)
@@ -88,15 +82,14 @@ class KimiK25(PaddleOcrVL):
         return {"projection_hidden_size": 16, **super().fields()}
 
 
+@family("hunyuan_vl", "HunYuanVLForConditionalGeneration")
 class HunYuanVL(PaddleOcrVL):
     """A token before an image, one after each row of it, and one after it are placeholders too."""
 
-    name = "hunyuan_vl"
     limits: ClassVar[dict[str, str]] = {
         "rows": "images are numbered through the whole batch, and the number is a position",
         "places": "grids have line ends that its inputs do not tell",
     }
-    model = "HunYuanVLForConditionalGeneration"
 
     def tower(self) -> Any:
         fields = encoder_fields(
@@ -109,12 +102,8 @@ class HunYuanVL(PaddleOcrVL):
         return self.own("Text", **text_fields(head_dim=HIDDEN // 4, rope_parameters=rope))
 
     def fields(self) -> dict[str, Any]:
-        return {
-            "image_token_id": IMAGE,
-            "im_start_id": START,
-            "im_end_id": END,
-            "im_newline_id": BREAK,
-        }
+        ids = special_ids("image_token_id", "im_start_id", "im_end_id")
+        return {**ids, "im_newline_id": BREAK}
 
     def patch(self) -> tuple[int, ...]:
         return (3 * PATCH**2,)
@@ -124,6 +113,3 @@ class HunYuanVL(PaddleOcrVL):
             (int(h) // MERGE, int(w) // MERGE) for _, h, w in arguments.get("image_grid_thw", ())
         ]
         return [[nowhere(0, h, w), *with_newlines(h, w, 0), nowhere(0, h, w)] for h, w in sizes]
-
-
-FAMILIES = [Fuyu(), KimiK25(), HunYuanVL()]

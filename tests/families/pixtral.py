@@ -6,17 +6,16 @@ from typing import Any
 
 import torch
 
-from .base import Family, Wanted
+from .base import Family, Wanted, family
 from .fields import BREAK, END, HIDDEN, IMAGE, make, mistral, qwen3, text_fields, tower_fields
 from .grids import Places, grid
 from .padding import Arguments
 
 
+@family("llava-pixtral", "LlavaForConditionalGeneration")
 class LlavaPixtral(Family):
     """Images of any size; a break token after each row of tokens, after the last an end token."""
 
-    name = "llava-pixtral"
-    model = "LlavaForConditionalGeneration"
     merge = 1
     breaks = True
 
@@ -53,9 +52,8 @@ class LlavaPixtral(Family):
         return [*(row * places[0].height)[:-1], END]
 
 
+@family("mistral3", "Mistral3ForConditionalGeneration")
 class Mistral3(LlavaPixtral):
-    name = "mistral3"
-    model = "Mistral3ForConditionalGeneration"
     merge = 2
 
     def text(self) -> Any:
@@ -70,9 +68,8 @@ class Mistral3(LlavaPixtral):
         }
 
 
+@family("lighton_ocr", "LightOnOcrForConditionalGeneration")
 class LightOnOcr(LlavaPixtral):
-    name = "lighton_ocr"
-    model = "LightOnOcrForConditionalGeneration"
     merge = 2
     breaks = False
 
@@ -81,6 +78,3 @@ class LightOnOcr(LlavaPixtral):
 
     def fields(self) -> dict[str, Any]:
         return {"image_token_id": IMAGE, "spatial_merge_size": self.merge}
-
-
-FAMILIES = [LlavaPixtral(), Mistral3(), LightOnOcr()]

@@ -6,18 +6,17 @@ from typing import Any
 
 import torch
 
-from .base import Wanted
+from .base import Wanted, family
 from .fields import HIDDEN, IMAGE, encoder_fields, make, text_fields, tower_fields
 from .grids import Places, without_place
 from .llava import Llava
 from .padding import Arguments
 
 
+@family("aria", "AriaForConditionalGeneration")
 class Aria(Llava):
     """A cross-attention between an image's patches and the queries."""
 
-    name = "aria"
-    model = "AriaForConditionalGeneration"
     queries = 8
 
     def tower(self) -> Any:
@@ -40,12 +39,11 @@ class Aria(Llava):
         return [without_place(self.queries) for _ in arguments.get("pixel_values", ())]
 
 
+@family("blip-2", "Blip2ForConditionalGeneration")
 class Blip2(Llava):
     """A Q-former."""
 
-    name = "blip-2"
     refused = "generate does not call its forward"
-    model = "Blip2ForConditionalGeneration"
     text_beside_images = False
     queries = 8
 
@@ -63,8 +61,7 @@ class Blip2(Llava):
             vocab_size=100,
             cross_attention_frequency=1,
             encoder_hidden_size=16,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
+            **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), 0.0),
         )
         return {
             "qformer_config": self.own("QFormer", **qformer).to_dict(),
@@ -76,11 +73,9 @@ class Blip2(Llava):
         return [without_place(self.queries) for _ in arguments.get("pixel_values", ())]
 
 
+@family("instructblip", "InstructBlipForConditionalGeneration")
 class InstructBlip(Blip2):
     """The Q-former reads a prompt of its own with each image."""
-
-    name = "instructblip"
-    model = "InstructBlipForConditionalGeneration"
 
     def picture(self, wanted: Wanted) -> Arguments:
         ids = torch.randint(3, 90, (1, 4), generator=wanted.generator)
@@ -89,6 +84,3 @@ class InstructBlip(Blip2):
             "qformer_input_ids": ids,
             "qformer_attention_mask": torch.ones_like(ids),
         }
-
-
-FAMILIES = [Aria(), Blip2(), InstructBlip()]

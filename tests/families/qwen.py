@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from .base import Family, Wanted
+from .base import Family, Wanted, family
 from .fields import (
     END,
     HIDDEN,
@@ -18,6 +18,7 @@ from .fields import (
     encoder_fields,
     make,
     qwen2,
+    special_ids,
     text_fields,
     tower_fields,
 )
@@ -44,10 +45,10 @@ def m_rope(*sections: int, **changes: Any) -> dict[str, Any]:
     return {"rope_type": "default", "mrope_section": list(sections), **changes}
 
 
+@family("qwen2_vl", "Qwen2VLForConditionalGeneration")
 class Qwen2VL(Family):
-    name = "qwen2_vl"
-    model = "Qwen2VLForConditionalGeneration"
     videos = True
+    edged = True
     # Frames in one patch of the tower.
     temporal = 2
     # Frames of the grid that one token of a video stands for.
@@ -62,12 +63,8 @@ class Qwen2VL(Family):
         return text_fields(rope_scaling={"type": "mrope", "mrope_section": [2, 1, 1]})
 
     def fields(self) -> dict[str, Any]:
-        return {
-            "image_token_id": IMAGE,
-            "video_token_id": VIDEO,
-            "vision_start_token_id": START,
-            "vision_end_token_id": END,
-        }
+        ids = special_ids("image_token_id", "vision_start_token_id", "vision_end_token_id")
+        return {**ids, "video_token_id": VIDEO}
 
     def picture(self, wanted: Wanted) -> Arguments:
         frames = self.frames * wanted.integer(2, 3) if wanted.video else 1
@@ -93,18 +90,13 @@ class Qwen2VL(Family):
             for frames, height, width in (thw.tolist() for thw in grids)
         ]
 
-    def span(self, places: Places, video: bool) -> list[int]:
-        return [START, *super().span(places, video), END]
-
     def finish(self, model: PreTrainedModel, sample: Arguments) -> None:
         ids = sample["input_ids"]
         sample["mm_token_type_ids"] = (ids == IMAGE).int() + 2 * (ids == VIDEO).int()
 
 
+@family("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration")
 class Qwen25VL(Qwen2VL):
-    name = "qwen2_5_vl"
-    model = "Qwen2_5_VLForConditionalGeneration"
-
     def tower(self) -> Any:
         return merging_fields(
             out_hidden_size=HIDDEN,
@@ -121,14 +113,12 @@ class Qwen25VL(Qwen2VL):
         return picture
 
 
+@family("qwen3_vl", "Qwen3VLForConditionalGeneration")
 class Qwen3VL(Qwen2VL):
     """Features of inner vision layers are added in the first decoder layers.
 
     Each frame of a video stands between its own start and end tokens.
     """
-
-    name = "qwen3_vl"
-    model = "Qwen3VLForConditionalGeneration"
 
     def tower(self) -> Any:
         return merging_fields(
@@ -153,10 +143,8 @@ class Qwen3VL(Qwen2VL):
         return [token for _ in range(frames) for token in (*stamp, *one)]
 
 
+@family("qwen3_vl_moe", "Qwen3VLMoeForConditionalGeneration")
 class Qwen3VLMoe(Qwen3VL):
-    name = "qwen3_vl_moe"
-    model = "Qwen3VLMoeForConditionalGeneration"
-
     def text(self) -> Any:
         return {
             **super().text(),
@@ -167,11 +155,10 @@ class Qwen3VLMoe(Qwen3VL):
         }
 
 
+@family("paddleocr_vl", "PaddleOCRVLForConditionalGeneration")
 class PaddleOcrVL(Qwen2VL):
     """One frame a patch; patches row by row, merged after the tower."""
 
-    name = "paddleocr_vl"
-    model = "PaddleOCRVLForConditionalGeneration"
     videos = False
     temporal = 1
 
@@ -185,11 +172,10 @@ class PaddleOcrVL(Qwen2VL):
         return (3, PATCH, PATCH)
 
 
+@family("video_llama_3", "VideoLlama3ForConditionalGeneration")
 class VideoLlama3(Qwen2VL):
     """Each image says itself how far its tokens are merged."""
 
-    name = "video_llama_3"
-    model = "VideoLlama3ForConditionalGeneration"
     temporal = 1
 
     def tower(self) -> Any:
@@ -208,11 +194,9 @@ class VideoLlama3(Qwen2VL):
         return picture
 
 
+@family("exaone4_5", "Exaone4_5_ForConditionalGeneration")
 class Exaone45(Qwen25VL):
     """Positions are counted in one dimension; every fourth layer attends to everything."""
-
-    name = "exaone4_5"
-    model = "Exaone4_5_ForConditionalGeneration"
 
     def tower(self) -> Any:
         return self.own("Vision", num_key_value_heads=1, **super().tower())
@@ -225,10 +209,8 @@ class Exaone45(Qwen25VL):
         return {"image_token_id": IMAGE, "video_token_id": VIDEO}
 
 
+@family("hyperclovax_vision_v2", "HyperCLOVAXVisionV2ForConditionalGeneration")
 class HyperClovaX(Qwen25VL):
-    name = "hyperclovax_vision_v2"
-    model = "HyperCLOVAXVisionV2ForConditionalGeneration"
-
     def tower(self) -> Any:
         return make("Qwen2_5_VLVisionConfig", **super().tower())
 
@@ -237,15 +219,3 @@ class HyperClovaX(Qwen25VL):
 
     def fields(self) -> dict[str, Any]:
         return {"image_token_id": IMAGE, "video_token_id": VIDEO}
-
-
-FAMILIES = [
-    Qwen2VL(),
-    Qwen25VL(),
-    Qwen3VL(),
-    Qwen3VLMoe(),
-    PaddleOcrVL(),
-    VideoLlama3(),
-    Exaone45(),
-    HyperClovaX(),
-]

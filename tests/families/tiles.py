@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from .base import Family, Wanted
+from .base import Family, Wanted, family
 from .fields import (
     BREAK,
     END,
@@ -19,6 +19,7 @@ from .fields import (
     qwen3,
     sam_fields,
     siglip,
+    special_ids,
     text_fields,
     tower_fields,
 )
@@ -26,15 +27,9 @@ from .grids import Places
 from .padding import Arguments
 
 
-class InternVL(Family):
-    """Tiles follow each other without anything between; a video is one tile a frame."""
+class Tiled(Family):
+    """One tile, or three."""
 
-    name = "internvl"
-    model = "InternVLForConditionalGeneration"
-    videos = True
-    limits_of_4: ClassVar[dict[str, str]] = {
-        "beams": "with them it answers otherwise where nothing is cached, pruned or not"
-    }
     # What stands after each tile's tokens.
     between: tuple[int, ...] = ()
 
@@ -59,21 +54,26 @@ class InternVL(Family):
         return [START, *[*tile, *self.between] * tiles, END]
 
 
-class QianfanOcr(InternVL):
-    limits_of_4: ClassVar[dict[str, str]] = {}
-    name = "qianfan_ocr"
-    model = "QianfanOCRForConditionalGeneration"
-    videos = False
+@family("internvl", "InternVLForConditionalGeneration")
+class InternVL(Tiled):
+    """Tiles follow each other without anything between; a video is one tile a frame."""
+
+    videos = True
+    limits_of_4: ClassVar[dict[str, str]] = {
+        "beams": "with them it answers otherwise where nothing is cached, pruned or not"
+    }
+
+
+@family("qianfan_ocr", "QianfanOCRForConditionalGeneration")
+class QianfanOcr(Tiled):
+    """Qwen3 reads the tiles."""
 
     def text(self) -> Any:
         return qwen3()
 
 
-class AyaVision(InternVL):
-    limits_of_4: ClassVar[dict[str, str]] = {}
-    name = "aya_vision"
-    model = "AyaVisionForConditionalGeneration"
-    videos = False
+@family("aya_vision", "AyaVisionForConditionalGeneration")
+class AyaVision(Tiled):
     between = (BREAK,)
     window = True
 
@@ -89,26 +89,20 @@ class AyaVision(InternVL):
         return {"image_token_index": IMAGE}
 
 
+@family("cohere2_vision", "Cohere2VisionForConditionalGeneration")
 class Cohere2Vision(AyaVision):
-    name = "cohere2_vision"
-    model = "Cohere2VisionForConditionalGeneration"
-
     def fields(self) -> dict[str, Any]:
         return {"image_token_id": IMAGE, "alignment_intermediate_size": 64}
 
 
+@family("cohere2_vision-full", "Cohere2VisionForConditionalGeneration")
 class Cohere2VisionFull(Cohere2Vision):
-    name = "cohere2_vision-full"
     window = False
 
 
-class GotOcr2(InternVL):
+@family("got_ocr2", "GotOcr2ForConditionalGeneration")
+class GotOcr2(Tiled):
     """The tower's grid is halved twice by convolutions."""
-
-    limits_of_4: ClassVar[dict[str, str]] = {}
-    name = "got_ocr2"
-    model = "GotOcr2ForConditionalGeneration"
-    videos = False
 
     def tower(self) -> Any:
         return self.own("Vision", **sam_fields(4 * self.side))
@@ -117,13 +111,10 @@ class GotOcr2(InternVL):
         return {"image_token_index": IMAGE, "image_seq_length": self.side**2}
 
 
-class Ovis2(InternVL):
+@family("ovis2", "Ovis2ForConditionalGeneration")
+class Ovis2(Tiled):
     """The tokens around an image are features of the tower's table too."""
 
-    limits_of_4: ClassVar[dict[str, str]] = {}
-    name = "ovis2"
-    model = "Ovis2ForConditionalGeneration"
-    videos = False
     indicators = (90, 91, 92, 93, 94)
 
     def tower(self) -> Any:
@@ -147,12 +138,11 @@ class Ovis2(InternVL):
         return [start, *(tile * tiles)[:-1], end]
 
 
+@family("llama4", "Llama4ForConditionalGeneration")
 class Llama4(AyaVision):
     """Decoder layers attend within chunks of the text, every fourth everywhere."""
 
-    name = "llama4"
     refused = "scaled by how many tokens stand before"
-    model = "Llama4ForConditionalGeneration"
 
     def tower(self) -> Any:
         fields = tower_fields(
@@ -175,16 +165,4 @@ class Llama4(AyaVision):
         return self.own("Text", **fields)
 
     def fields(self) -> dict[str, Any]:
-        return {"image_token_index": IMAGE, "boi_token_index": START, "eoi_token_index": END}
-
-
-FAMILIES = [
-    InternVL(),
-    QianfanOcr(),
-    AyaVision(),
-    Cohere2Vision(),
-    Cohere2VisionFull(),
-    GotOcr2(),
-    Ovis2(),
-    Llama4(),
-]
+        return special_ids("image_token_index", "boi_token_index", "eoi_token_index")
