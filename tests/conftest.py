@@ -1,4 +1,4 @@
-"""The device that tests run on, and how hard Hypothesis looks.
+"""The devices and attention implementations that tests run on, and how hard Hypothesis looks.
 
 ``--device cpu`` or ``--device cuda`` keeps to one device; without it a test that takes `device`
 runs on each there is. Tests that do not take it have nothing to do with devices, so a run on CUDA
@@ -13,6 +13,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
+
+from .support.backends import BACKENDS
 
 settings.register_profile(
     "default",
@@ -83,6 +85,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         only = metafunc.config.getoption("--device")
         both = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
         metafunc.parametrize("device", [only] if only else both)
+    if "attn" in metafunc.fixturenames:
+        metafunc.parametrize("attn", BACKENDS)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

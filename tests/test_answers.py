@@ -22,7 +22,6 @@ def kept(model: torch.nn.Module, batch: dict, grad: bool) -> tuple:
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @given(data=st.data())
 def test_answers_do_not_decide(attn: str, training: bool, data: st.DataObject) -> None:
     """Another answer, or none, behind the same prompts: the same tokens stay."""
@@ -63,7 +62,6 @@ def test_words_of_the_prompt_do_decide() -> None:
     assert (before != after).any()
 
 
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
 def test_generated_words_do_not_decide(attn: str) -> None:
     """Without a cache the prompt is run again with each word; what it keeps stays the same."""
     model = tiny_llava(attn, layers=LAYERS)

@@ -191,7 +191,6 @@ def test_answers_do_not_move_the_masks(training):
 # -- soft and hard -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @pytest.mark.parametrize("padding", ["left", "right"])
 @pytest.mark.parametrize("training", ["soft", "straight_through"])
 @pytest.mark.parametrize(("seed", "layers"), [(0, (1, 3)), (1, (0, 2, 4)), (2, (0,))])
@@ -331,7 +330,6 @@ def test_the_language_loss_alone_reaches_every_head(training):
     check_gradients(model)
 
 
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @pytest.mark.parametrize("training", ["soft", "straight_through"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_models_keep_float32_heads(device, dtype, training, attn):

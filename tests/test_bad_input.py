@@ -145,7 +145,6 @@ def test_attention_changed_after_wrap() -> None:
     assert torch.equal(model(**batch).logits, wanted)
 
 
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @pytest.mark.parametrize("bad", [0, 1])
 def test_nan(attn: str, bad: int) -> None:
     """In the layer's weights; module n follows layer 2n."""
@@ -162,7 +161,6 @@ def test_nan(attn: str, bad: int) -> None:
         assert model(**batch).logits.isfinite().all()
 
 
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @pytest.mark.parametrize("prompt", [(IMAGE,), (IMAGE, IMAGE), (IMAGE, 2), (2, IMAGE)], ids=str)
 def test_prompts_with_little_text(attn: str, prompt: tuple) -> None:
     """Image only: no text speaks, and the last token stays, for the answer is read off it."""

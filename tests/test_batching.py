@@ -31,7 +31,6 @@ def assert_same_stats(batched: tp.PruneStats, alone: tp.PruneStats, row: int, wh
         assert np.array_equal(ours, getattr(alone, name)[0]), name
 
 
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @given(case=cases())
 def test_forward(device: str, attn: str, case: Case) -> None:
     model = model_of(attn, device)
@@ -52,7 +51,6 @@ def test_forward(device: str, attn: str, case: Case) -> None:
                 assert_same_stats(stats, tp.stats(model), n, there.cpu().numpy())
 
 
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @given(case=cases(image=True))
 def test_atp_decides_for_each_row_alone(device: str, attn: str, case: Case) -> None:
     model = tiny_llava(attn, layers=LAYERS, device=device)
@@ -96,7 +94,6 @@ def test_generate(device: str, arguments: dict, case: Case) -> None:
             assert torch.equal(ids[n, length:], padded), f"row {n}"
 
 
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @given(case=cases(image=False))
 def test_no_image_in_the_batch(device: str, attn: str, case: Case) -> None:
     """Nothing is pruned: bit for bit the model itself, and no statistics."""

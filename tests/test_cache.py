@@ -101,7 +101,6 @@ def grown(mask: Tensor, count: int) -> Tensor:
     return torch.cat([mask, mask.new_ones(mask.shape[0], count)], dim=1)
 
 
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @given(case=cases())
 def test_holds_what_is_alive(device: str, attn: str, case: Case) -> None:
     """After the prompt, after words one by one, and after several at once."""
@@ -137,7 +136,6 @@ def test_number_of_keys_at_batch_one(device: str, case: Case) -> None:
     assert [layer.values.shape[2] for layer in cache.layers] == counts
 
 
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @given(case=cases(), later=prompts(image=True), seed=st.integers(0, 2**16))
 def test_second_turn_with_a_new_image(
     device: str, attn: str, case: Case, later: tuple, seed: int

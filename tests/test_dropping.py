@@ -16,7 +16,6 @@ from .support.tolerance import assert_close
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @given(case=cases(), own_positions=st.booleans())
 def test_equals_the_masked_reference(
@@ -107,7 +106,6 @@ def test_text_is_never_dropped(device: str, case: Case) -> None:
     assert stats.final_tokens.tolist() == [int(one) for one in last_is_image]
 
 
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @given(case=cases(image=True))
 def test_loss_lines_up_with_the_labels(device: str, attn: str, case: Case) -> None:
     model = model_of(attn, device)
@@ -167,7 +165,6 @@ def test_inputs_embeds(device: str, case: Case) -> None:
         assert torch.equal(model(**batch, inputs_embeds=embeds).logits, expected)
 
 
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
 def test_output_attentions(device: str, attn: str) -> None:
     """Eager gives each layer's map, over the tokens that it has."""
     model = model_of(attn, device)

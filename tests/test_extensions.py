@@ -28,7 +28,6 @@ from .support.tiny_llava import (
 from .support.tolerance import assert_close
 
 
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @given(case=cases(image=True))
 def test_the_gone_are_scored_as_if_they_were_there(device: str, attn: str, case: Case) -> None:
     """With the state they left with, by those who are there, against the maths."""

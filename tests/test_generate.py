@@ -58,7 +58,6 @@ def repeatable(case: Case) -> bool:
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @given(case=cases())
 def test_greedy_equals_the_reference(device: str, attn: str, use_cache: bool, case: Case) -> None:
     case = left(case)

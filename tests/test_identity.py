@@ -75,7 +75,6 @@ def hooks_of(model: nn.Module) -> dict:
     }
 
 
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @given(case=cases(), needs=st.sampled_from([(), ("prompt",), ("visual", "prompt")]))
 def test_everything_kept(device: str, attn: str, dtype: torch.dtype, case: Case, needs) -> None:
@@ -104,7 +103,6 @@ def test_everything_kept_in_generate(device: str, arguments: dict, case: Case) -
         assert method.contexts
 
 
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
 def test_atp_that_keeps_everything(device: str, attn: str) -> None:
     model = tiny_llava(attn, device=device)
     batch = with_labels(
@@ -160,7 +158,6 @@ def test_paused_is_for_one_model_only() -> None:
             assert not torch.equal(run(first, batch)["logits"], pruned["logits"])
 
 
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
 def test_unwrap_leaves_nothing(attn: str) -> None:
     model = tiny_llava(attn)
     batch = with_labels(make_batch([(3, IMAGE, 4), (6,)]), 2)

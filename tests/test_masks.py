@@ -33,7 +33,6 @@ def as_given(visible: Tensor, attn: str) -> Tensor:
     return torch.zeros(visible.shape, device=visible.device).masked_fill(~visible, lowest)
 
 
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @given(case=cases(image=True))
 def test_a_mask_of_the_callers_own(device: str, attn: str, case: Case) -> None:
     """Its rows and columns go with the tokens."""
@@ -49,7 +48,6 @@ def test_a_mask_of_the_callers_own(device: str, attn: str, case: Case) -> None:
     assert_close(logits[alive[-1]], wanted.logits[alive[-1]])
 
 
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @given(case=cases(image=True))
 def test_a_mask_of_the_callers_own_in_a_batch(device: str, attn: str, case: Case) -> None:
     """Rows that keep different numbers of tokens, under one four-dimensional mask."""
@@ -68,7 +66,6 @@ def test_a_mask_of_the_callers_own_in_a_batch(device: str, attn: str, case: Case
         assert_close(logits[n][alive[-1]], wanted.logits[alive[-1]], f"row {n}")
 
 
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @given(case=cases(rows=1, image=True))
 def test_without_a_mask(device: str, attn: str, case: Case) -> None:
     """At batch 1 there may be none at all, in the prompt and in what follows."""
@@ -85,7 +82,6 @@ def test_without_a_mask(device: str, attn: str, case: Case) -> None:
     assert_close(one.logits, two.logits)
 
 
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
 def test_padding_that_nothing_survives_beside(device: str, attn: str) -> None:
     """Rows of very different lengths, all image tokens gone: no row is NaN anywhere."""
     model = model_of(attn, device)

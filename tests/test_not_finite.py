@@ -134,7 +134,6 @@ def place_of(layer: int) -> str:
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @pytest.mark.parametrize("config", EVERY, ids=ids)
 def test_features(device: str, config: MethodConfig, attn: str, bad: float) -> None:
     """One number of one visual token, in what each module sees first."""

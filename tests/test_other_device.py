@@ -26,7 +26,6 @@ EVERY = [*ATPS, *(config for config in DECIDING if config.method != "atp")]
 PROMPTS = [(3, IMAGE, 4), (1, IMAGE, 2)]
 
 
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @pytest.mark.parametrize("config", EVERY, ids=lambda config: config.method)
 def test_answers_are_the_cpu_s(device: str, attn: str, config: MethodConfig) -> None:
     if device == "cpu":

@@ -45,7 +45,6 @@ def results(model: Any, config: MethodConfig, batch: dict[str, Tensor]) -> tuple
     return logits, kept, words
 
 
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @pytest.mark.parametrize("config", EVERY, ids=ids)
 def test_default_dtype_changes_nothing(device: str, config: MethodConfig, attn: str) -> None:
     model = model_of(attn, device)
@@ -72,7 +71,6 @@ def test_inference_mode(device: str, config: MethodConfig) -> None:
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @pytest.mark.parametrize("config", EVERY, ids=ids)
 def test_autocast(device: str, config: MethodConfig, attn: str, dtype: torch.dtype) -> None:
     model = model_of(attn, device)
@@ -87,7 +85,6 @@ def test_autocast(device: str, config: MethodConfig, attn: str, dtype: torch.dty
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @pytest.mark.parametrize("config", EVERY, ids=ids)
 def test_half_precision_model(
     device: str, config: MethodConfig, attn: str, dtype: torch.dtype

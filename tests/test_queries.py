@@ -85,7 +85,6 @@ def test_the_last_text_is_the_prompts_and_not_an_answers(device: str) -> None:
     assert not torch.allclose(shorter, whole)
 
 
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @pytest.mark.parametrize("back", [1, 2])
 def test_the_towers_class_token(device: str, attn: str, back: int) -> None:
     """Against the attention that CLIP itself gives, image by image and row by row."""
@@ -115,7 +114,6 @@ def test_the_towers_class_token(device: str, attn: str, back: int) -> None:
     assert_close(found.keys[visual].flatten(1), keys, "keys")
 
 
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @given(case=cases(image=True))
 def test_what_the_attention_kernel_leaves_is_used(

@@ -22,6 +22,7 @@ import tokenprune as tp
 from tokenprune.config import MethodConfig
 from tokenprune.methods import METHODS
 
+from .support.backends import BACKENDS
 from .support.case_counts import count
 from .support.config_strategies import CONFIGS, merges, merges_between_layers
 from .support.ragged_batches import RAGGED, STEPS, Ragged, alive_of, answer, assert_best, at_a_tie
@@ -62,7 +63,7 @@ def test_every_method_is_drawn() -> None:
 
 @methods(but_random="a row of a batch is given other numbers than that row alone")
 @few
-@given(data=st.data(), ragged=RAGGED, attn=st.sampled_from(["sdpa", "eager"]))
+@given(data=st.data(), ragged=RAGGED, attn=st.sampled_from(BACKENDS))
 def test_a_row_of_a_batch_is_that_row_alone(
     method: str, data: st.DataObject, ragged: Ragged, attn: str
 ) -> None:
@@ -122,7 +123,7 @@ def same(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]) -> bool:
 
 @methods()
 @few
-@given(data=st.data(), ragged=RAGGED, attn=st.sampled_from(["sdpa", "eager"]))
+@given(data=st.data(), ragged=RAGGED, attn=st.sampled_from(BACKENDS))
 def test_dropping_is_masking(method: str, data: st.DataObject, ragged: Ragged, attn: str) -> None:
     """With the method's own kept sets, of which it is only known that text stays."""
     config = data.draw(CONFIGS[method])

@@ -96,7 +96,6 @@ def test_reads_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(found) > 3
 
 
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("revives", [False, True])
 def test_one_read_per_module(
@@ -119,7 +118,6 @@ def test_one_read_per_module(
         assert not found
 
 
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
 def test_atp_reads_no_more(monkeypatch: pytest.MonkeyPatch, attn: str) -> None:
     model = tp.wrap(tiny_llava(attn, layers=LAYERS), tp.ATPConfig(layers=(0, 2), target_tokens=20))
     batch = make_batch([(3, IMAGE, 4), (5,)])

@@ -18,6 +18,7 @@ import tokenprune as tp
 from tokenprune.config import MethodConfig
 from tokenprune.engine import calls, engine_of
 
+from .backends import BACKENDS
 from .case_counts import count
 from .config_strategies import every_config
 from .expected_state import Conversation, Plain, Settings, Surface
@@ -43,7 +44,7 @@ class SettingsMachine(RuleBasedStateMachine):
     saved : list of (Path, Settings)
     """
 
-    @initialize(attn=st.sampled_from(["sdpa", "eager"]))
+    @initialize(attn=st.sampled_from(BACKENDS))
     def build(self, attn: str) -> None:
         self.model = copy.deepcopy(model_of(attn))
         with torch.no_grad():  # transformers puts hooks of its own on at the first such call
