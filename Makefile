@@ -38,7 +38,7 @@ update-lock:
 		--output-file requirements/$$lock.txt || exit; done
 
 demo: $(READY)
-	$(BIN)/python examples/quickstart.py --out out/demo
+	$(BIN)/python -m examples.quickstart --out out/demo
 
 lint: $(READY)
 	$(BIN)/ruff check .

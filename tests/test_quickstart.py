@@ -81,7 +81,7 @@ def test_quickstart_writes_what_it_says(
     """Two steps of training: the figures are not good, but they are there and fit together."""
     report = tmp_path / "deep" / "out.json"
     arguments = ["--steps", "2", "--test", "24", "--out", str(tmp_path), "--json", str(report)]
-    monkeypatch.setattr(quickstart, "BATCH", 2)  # and so fewer pictures to calibrate on
+    arguments += ["--batch", "2"]  # and so fewer pictures to calibrate on
     monkeypatch.setattr(sys, "argv", ["quickstart.py", "--model", name, *arguments])
     quickstart.main()
     written = json.loads(report.read_text())

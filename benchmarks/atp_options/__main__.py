@@ -11,24 +11,23 @@ so the held-out pictures are not touched. Resumable: rows already in the file ar
 from __future__ import annotations
 
 import argparse
-import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 import tokenprune as tp
-from benchmarks.digits_vqa.dataset import collate, samples
+from benchmarks.digits_vqa import recipe
+from benchmarks.digits_vqa.dataset import samples
 from benchmarks.digits_vqa.evaluate import accuracy
-from benchmarks.digits_vqa.models.llava import FOLDER as WEIGHTS
 from benchmarks.environment import environment
-from examples.quickstart import BATCH, LAYERS, train_heads
+from benchmarks.store import Store, read
+from benchmarks.tables import write_page
 
 from .render import render
 
-# What is changed from the defaults, in the words of the table.
 CHOICES: dict[str, dict[str, Any]] = {
     "defaults": {},
     "normalisation: minmax": {"normalisation": "minmax"},
@@ -45,21 +44,24 @@ CHOICES: dict[str, dict[str, Any]] = {
     "λ_atp 0.05": {"atp_weight": 0.05},
     "λ_target 0.2 on tokens": {"target_unit": "tokens", "target_weight": 0.2},
 }
+"""Name in the table → the fields of `tokenprune.ATPConfig` that differ from the defaults."""
+
 RATE = 2e-3
 SHARES = (0.248, 0.152)
 
 
 def measure(
-    choice: dict[str, Any], seed: int, steps: int, test: list[Any], processor: Any, base: float
+    choice: dict[str, Any], seed: int, steps: int, test: list[Any], base: float
 ) -> dict[str, Any]:
-    """Train, calibrate, measure: one row."""
+    """Train heads with a choice and measure them at each budget: one row."""
     torch.manual_seed(seed)
-    model: Any = LlavaForConditionalGeneration.from_pretrained(WEIGHTS, dtype=torch.float32).eval()
+    model, processor = recipe.load("llava")
     total = model.config.image_seq_length
-    tp.wrap(model, tp.ATPConfig(layers=LAYERS["llava"], target_tokens=SHARES[0] * total, **choice))
-    train_heads(model, processor, samples("train", BATCH * steps, seed), RATE)
-    other = samples("train", 128, seed + 1000)
-    batches = [collate(processor, other[n : n + 64], with_answers=False) for n in (0, 64)]
+    layers, target = recipe.LAYERS["llava"], SHARES[0] * total
+    tp.wrap(model, tp.ATPConfig(layers=layers, target_tokens=target, **choice))
+    drawn = samples("train", recipe.BATCH * steps, seed)
+    recipe.train_heads(model, processor, drawn, RATE)
+    batches = recipe.calibration_batches(processor, samples("train", 128, seed + 1000))
     row: dict[str, Any] = {"budgets": {}}
     for share in SHARES:
         try:
@@ -67,9 +69,8 @@ def measure(
         except ValueError as error:  # some choices cannot reach every budget
             row["budgets"][str(share)] = {"unreachable": str(error)}
             continue
-        with tp.track(model) as run:
-            found = accuracy(model, processor, test)["overall"]
-        tokens = run.summary()["tokens"]
+        found, tracked = recipe.evaluate(model, processor, test)
+        tokens = tracked.summary()["tokens"]
         row["budgets"][str(share)] = {
             "kept": found / base,
             "share": tokens["mean"] / total,
@@ -79,37 +80,26 @@ def measure(
 
 
 def main() -> None:
-    """Measure what is missing, then print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Measure what is missing and print the page, or write it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/atp-options.json"))
-    parser.add_argument("--render", type=Path, help="only write the table of --out to this file")
+    parser.add_argument("--render", type=Path, help="only write the page of --out to this file")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--test", type=int, default=330)
     parser.add_argument("--seeds", type=int, default=1)
     options = parser.parse_args()
     if options.render:
-        options.render.write_text(render(json.loads(options.out.read_text())), encoding="utf-8")
+        write_page(options.render, render(read(options.out)))
         return
-    processor = AutoProcessor.from_pretrained(WEIGHTS)
     test = samples("validation", options.test, 0)
-    asked = {"steps": options.steps, "test": options.test}
-    model: Any = LlavaForConditionalGeneration.from_pretrained(WEIGHTS, dtype=torch.float32).eval()
-    base = accuracy(model, processor, test)["overall"]
-    written: dict[str, Any] = {"base": base, "environment": environment(), **asked, "rows": {}}
-    if options.out.exists():
-        before = json.loads(options.out.read_text())
-        if {name: before.get(name) for name in asked} == asked:
-            written["rows"] = before["rows"]
+    base = accuracy(*recipe.load("llava"), test)["overall"]
+    setting = {"steps": options.steps, "test": options.test}
+    store = Store(options.out, setting, base=base, environment=environment())
     for seed in range(options.seeds):
         for name, choice in CHOICES.items():
-            done = written["rows"].setdefault(name, {})
-            if str(seed) in done:
-                continue
-            done[str(seed)] = measure(choice, seed, options.steps, test, processor, base)
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            options.out.write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n")
-            Console().print(name, seed, done[str(seed)])
-    Console().print(render(written), markup=False)
+            one = partial(measure, choice, seed, options.steps, test, base)
+            store.once(one, choice=name, seed=seed)
+    Console().print(render(store.content), markup=False)
 
 
 if __name__ == "__main__":

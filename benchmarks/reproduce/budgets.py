@@ -8,7 +8,7 @@ from collections.abc import Callable
 import tokenprune as tp
 from tokenprune.config import MethodConfig
 
-from .setting import PLACES
+from .setting import LAYERS
 
 __all__ = ["at_mean", "fastv_at", "with_final"]
 
@@ -49,7 +49,7 @@ def at_mean(share: float, total: int, depth: int) -> dict[str, MethodConfig | No
     few = fastv_at(1, share, total, depth)
     configs["FastV"] = None if few is None else tp.FastVConfig(layer=1, keep=few)
     configs["ID-Selection"] = None if few is None else tp.IDSelectionConfig(layer=1, keep=few)
-    for name, layers in (("PyramidDrop", quarters), ("PyramidDrop, ATP's layers", PLACES)):
+    for name, layers in (("PyramidDrop", quarters), ("PyramidDrop, ATP's layers", LAYERS)):
         ratio = solve(staged(layers, depth), share)
         made = None if ratio is None else tp.PyramidDropConfig(layers=layers, ratio=ratio)
         configs[name] = made
@@ -67,7 +67,7 @@ def with_final(share: float, total: int, depth: int) -> dict[str, MethodConfig |
             layers=tuple(round(depth * place) - 1 for place in tp.PyramidDropConfig.default_depths),
             ratio=share ** (1 / 3),
         ),
-        "PyramidDrop, ATP's layers": tp.PyramidDropConfig(layers=PLACES, ratio=share ** (1 / 3)),
+        "PyramidDrop, ATP's layers": tp.PyramidDropConfig(layers=LAYERS, ratio=share ** (1 / 3)),
     }
 
 

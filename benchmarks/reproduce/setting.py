@@ -10,17 +10,17 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import tokenprune as tp
-from benchmarks.digits_vqa.dataset import Sample, collate, samples
+from benchmarks.digits_vqa import recipe
+from benchmarks.digits_vqa.dataset import Sample, samples
 from benchmarks.digits_vqa.evaluate import accuracy
-from benchmarks.digits_vqa.models.llava import FOLDER
-from examples.quickstart import BATCH, LAYERS, train_heads
+from benchmarks.environment import environment
+from benchmarks.store import Store
 
 __all__ = [
     "FULL",
-    "PLACES",
+    "LAYERS",
     "QUICK",
     "RATE",
     "Setting",
@@ -28,14 +28,15 @@ __all__ = [
     "calibration",
     "load",
     "measure",
+    "open_store",
     "processor",
     "questions_of",
     "start",
     "unpruned",
 ]
 
-PLACES = LAYERS["llava"]
-"""The decoder layers that ATP's modules follow here."""
+LAYERS = recipe.LAYERS["llava"]
+"""Decoder layers after which ATP prunes."""
 
 RATE = 1e-3
 
@@ -67,42 +68,52 @@ FULL = Setting("full", (0, 1, 2), 500, 40, 128, (0.33, 0.25, 0.22, 0.15))
 QUICK = Setting("quick", (0,), 60, 4, 24, (0.25,))
 
 
+def open_store(results: Path, name: str, setting: Setting) -> Store:
+    """Open a table's rows, without those that were measured under another setting."""
+    compared = {
+        "setting": setting.name,
+        "questions": setting.questions,
+        "steps": setting.steps,
+        "seeds": list(setting.seeds),
+    }
+    return Store(results / f"{name}.json", compared, environment=environment())
+
+
 def load() -> Any:
-    """A fresh small LLaVA."""
-    return AutoModelForImageTextToText.from_pretrained(FOLDER, dtype=torch.float32).eval()
+    """Load a fresh small LLaVA."""
+    return recipe.load("llava")[0]
 
 
 @cache
 def processor() -> Any:
-    """Its processor."""
-    return AutoProcessor.from_pretrained(FOLDER)
+    """Load the small LLaVA's processor."""
+    return recipe.load("llava")[1]
 
 
 @cache
 def questions_of(setting: Setting, seed: int) -> list[Sample]:
-    """The held-out questions of a seed."""
+    """Draw the held-out questions of a seed."""
     return samples("held_out", setting.questions, 100 + seed)
 
 
 @cache
 def calibration(setting: Setting, seed: int) -> tuple[dict[str, Any], ...]:
-    """Training pictures to set budgets on, without answers."""
+    """Collate training pictures to set budgets on, without answers."""
     other = samples("train", setting.calibration, 1000 + seed)
-    parts = [other[n : n + 64] for n in range(0, len(other), 64)]
-    return tuple(collate(processor(), part, with_answers=False) for part in parts)
+    return tuple(recipe.calibration_batches(processor(), other))
 
 
 @cache
 def unpruned(setting: Setting, seed: int) -> float:
-    """The accuracy of the model as it is."""
+    """Measure the accuracy of the unpruned model."""
     return accuracy(load(), processor(), questions_of(setting, seed))["overall"]
 
 
 def measure(model: Any, test: list[Sample], base: float) -> dict[str, Any]:
-    """Accuracy, and what was really computed."""
-    with tp.track(model) as run:
+    """Measure accuracy, tokens, cache and operations of a wrapped model."""
+    with tp.track(model) as tracked:
         found = accuracy(model, processor(), test)
-    summary = run.summary()
+    summary = tracked.summary()
     return {
         "mean_tokens": summary["mean_tokens"],
         "final_tokens": summary["final_tokens"],
@@ -116,32 +127,27 @@ def measure(model: Any, test: list[Sample], base: float) -> dict[str, Any]:
 
 
 def start(model: Any, setting: Setting, seed: int, target: float) -> None:
-    """Let training begin at the budget, where a choice of options can reach it."""
+    """Calibrate before training, where the choice of options can reach the budget."""
     with suppress(ValueError):
         tp.calibrate(model, list(calibration(setting, seed)), target)
 
 
 def atp(setting: Setting, seed: int, work: Path, name: str = "atp", **choices: Any) -> Any:
-    """A model with ATP heads trained with some choices, from the work folder if they are there."""
+    """Train ATP heads with some options, or load them from the work folder."""
     torch.manual_seed(seed)
     model = load()
     folder = work / setting.name / f"{name}-{seed}"
     if folder.is_dir():
         return tp.wrap(model, folder)
     target = 0.25 * model.config.image_seq_length
-    tp.wrap(model, tp.ATPConfig(layers=PLACES, target_tokens=target, **choices))
+    tp.wrap(model, tp.ATPConfig(layers=LAYERS, target_tokens=target, **choices))
     start(model, setting, seed, target)
-    drawn = samples("train", BATCH * setting.steps, seed)
-    train_heads(model, processor(), drawn, RATE)
-    # Renamed when whole: another process may be looking for it.
-    with TemporaryDirectory(dir=made(work / setting.name)) as unfinished:
+    drawn = samples("train", recipe.BATCH * setting.steps, seed)
+    recipe.train_heads(model, processor(), drawn, RATE)
+    # Renamed when complete: another process may read it at any time.
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent) as unfinished:
         tp.save_heads(model, Path(unfinished) / name)
         with suppress(OSError):
             (Path(unfinished) / name).rename(folder)
     return model
-
-
-def made(folder: Path) -> Path:
-    """A folder, made if it is not there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

@@ -11,22 +11,23 @@ import torch
 import tokenprune as tp
 from benchmarks.digits_vqa.dataset import samples
 from benchmarks.digits_vqa.evaluate import accuracy
+from benchmarks.store import Store
 from tokenprune.config import MethodConfig
 from tokenprune.engine import engine_of
 
 from .budgets import at_mean, fastv_at, with_final
 from .setting import (
-    PLACES,
+    LAYERS,
     Setting,
     atp,
     calibration,
     load,
     measure,
+    open_store,
     processor,
     questions_of,
     unpruned,
 )
-from .store import Store
 
 __all__ = ["run"]
 
@@ -36,7 +37,7 @@ SPARSEVLM = tp.SparseVLMConfig.default_depths
 
 def run(setting: Setting, results: Path, work: Path) -> None:
     """Measure what is missing."""
-    store = Store(results / "table1.json", setting)
+    store = open_store(results, "table1", setting)
     for seed in setting.seeds:
         for share in setting.shares:
             for block, configs in (("mean", at_mean), ("final", with_final)):
@@ -56,15 +57,15 @@ def trained(
         model = atp(setting, seed, work) if heads else load()
         if not heads:
             target = 0.25 * model.config.image_seq_length
-            tp.wrap(model, tp.ATPConfig(layers=PLACES, target_tokens=target))
+            tp.wrap(model, tp.ATPConfig(layers=LAYERS, target_tokens=target))
         to_budget(model, setting, share, block, seed)
         return measure(model, test, base)
 
     keys = {"share": share, "block": block, "seed": seed}
     row = store.once(lambda: made(heads=True), method="ATP", **keys)
     store.once(lambda: made(heads=False), method="ATP, calibrated only", **keys)
-    after = tuple(row["kept_per_layer"][layer + 1] for layer in PLACES)
-    config = tp.RandomConfig(layers=PLACES, keep=after, seed=seed)
+    after = tuple(row["kept_per_layer"][layer + 1] for layer in LAYERS)
+    config = tp.RandomConfig(layers=LAYERS, keep=after, seed=seed)
     store.once(
         lambda: wrapped(config, setting, seed), method="random, ATP's layers and counts", **keys
     )

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import tokenprune as tp
+from benchmarks.store import Store
 from tokenprune.methods.atp import ATP
 from tokenprune.methods.ranking import highest
 
-from .setting import PLACES, Setting, atp, calibration, measure, questions_of, unpruned
-from .store import Store
+from .setting import LAYERS, Setting, atp, calibration, measure, open_store, questions_of, unpruned
 
 __all__ = ["fix", "run"]
 
@@ -50,7 +50,7 @@ def fix(model: Any, counts: tuple[float, ...]) -> None:
 
 def run(setting: Setting, results: Path, work: Path) -> None:
     """Measure what is missing."""
-    store = Store(results / "table2.json", setting)
+    store = open_store(results, "table2", setting)
     for seed in setting.seeds:
         for share in setting.shares:
             pair(store, setting, seed, share, work)
@@ -72,5 +72,5 @@ def pair(store: Store, setting: Setting, seed: int, share: float, work: Path) ->
 
     keys = {"share": share, "seed": seed}
     row = store.once(lambda: measure(calibrated(), test, base), method="adaptive", **keys)
-    counts = tuple(row["kept_per_layer"][layer + 1] for layer in PLACES)
+    counts = tuple(row["kept_per_layer"][layer + 1] for layer in LAYERS)
     store.once(lambda: fixed(counts), method="fixed", **keys)

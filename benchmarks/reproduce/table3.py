@@ -11,21 +11,21 @@ from peft import LoraConfig, get_peft_model
 
 import tokenprune as tp
 from benchmarks.digits_vqa.dataset import samples
-from examples.quickstart import BATCH, train
+from benchmarks.digits_vqa.recipe import BATCH, train
 
 from .setting import (
-    PLACES,
+    LAYERS,
     RATE,
     Setting,
     calibration,
     load,
     measure,
+    open_store,
     processor,
     questions_of,
     start,
     unpruned,
 )
-from .store import Store
 
 __all__ = ["run"]
 
@@ -36,7 +36,7 @@ SHARE = 0.25
 
 def run(setting: Setting, results: Path, work: Path) -> None:
     """Measure what is missing."""
-    store = Store(results / "table3.json", setting)
+    store = open_store(results, "table3", setting)
     for seed in setting.seeds:
         for tuned in TUNED:
             wanted = [
@@ -62,7 +62,7 @@ def tune(tuned: str, setting: Setting, seed: int) -> Any:
         config = LoraConfig(r=8, lora_alpha=16, target_modules=r".*language_model.*_proj")
         model = get_peft_model(model, config)
     target = SHARE * model.config.image_seq_length
-    tp.wrap(model, tp.ATPConfig(layers=PLACES, target_tokens=target))
+    tp.wrap(model, tp.ATPConfig(layers=LAYERS, target_tokens=target))
     start(model, setting, seed, target)
     groups = [{"params": tp.train_only_heads(model), "lr": RATE}]
     more = {

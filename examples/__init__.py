@@ -1,0 +1,1 @@
+"""Short programs that use the library: run one with ``python -m examples.NAME``."""
