@@ -20,10 +20,11 @@ from benchmarks.gpu import __main__ as program
 from benchmarks.gpu import device as on_device
 from benchmarks.gpu import properties, runner, speed, steps
 from benchmarks.gpu.render import render
-from benchmarks.gpu.results import Job, read, write
+from benchmarks.gpu.results import Job
 from benchmarks.gpu.steps import ENVIRONMENT, STEPS, Step
 from benchmarks.speed import render as speed_page
 from benchmarks.speed.shapes import SHAPES
+from benchmarks.store import read, write
 
 ROOT = Path(__file__).parents[1]
 SPEED = "speed-llava-1.5-7b"
@@ -52,7 +53,7 @@ def doing(folder: Path, **what: str) -> runner.Command:
         lines = (
             "import subprocess, sys, time",
             "from pathlib import Path",
-            "from benchmarks.gpu.results import write",
+            "from benchmarks.store import write",
             f"path = Path({str(folder / step.name)!r} + '.json')",
             what.get(step.name.replace("-", "_"), done),
         )

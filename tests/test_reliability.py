@@ -30,7 +30,7 @@ def ran(folder: Path, text: str, **variables: str) -> dict[str, Any]:
 
 
 def page(found: dict[str, Any]) -> str:
-    return render({"rows": {row.name: found for row in ROWS}}, "results.json")
+    return render([{**found, "attack": row.name} for row in ROWS], "results.json")
 
 
 def test_a_row_that_holds(tmp_path: Path) -> None:
@@ -77,6 +77,6 @@ def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_row_without_results_is_an_error(tmp_path: Path) -> None:
-    results = {"rows": {row.name: {} for row in ROWS[1:]}}
+    results = [{"attack": row.name} for row in ROWS[1:]]
     with pytest.raises(ValueError, match=r"has no results of \['Any order'\]"):
         render(results, "results.json")

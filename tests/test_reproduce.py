@@ -14,8 +14,15 @@ from benchmarks.reproduce import table1, table6
 from benchmarks.reproduce.budgets import at_mean, with_final
 from benchmarks.reproduce.claims import claims
 from benchmarks.reproduce.render import render
-from benchmarks.reproduce.setting import FULL, QUICK, calibration, load, measure, questions_of
-from benchmarks.reproduce.store import Store
+from benchmarks.reproduce.setting import (
+    FULL,
+    QUICK,
+    calibration,
+    load,
+    measure,
+    open_store,
+    questions_of,
+)
 from benchmarks.reproduce.table2 import fix
 
 TINY = dataclasses.replace(QUICK, questions=6, steps=1)
@@ -49,14 +56,14 @@ def test_rows_are_measured_once(tmp_path: Path) -> None:
         made.append(1)
         return {"accuracy": 0.5}
 
-    path = tmp_path / "deep" / "table.json"
-    first = Store(path, TINY).once(make, method="ATP", seed=0)
-    again = Store(path, TINY)
+    folder = tmp_path / "deep"
+    first = open_store(folder, "table", TINY).once(make, method="ATP", seed=0)
+    again = open_store(folder, "table", TINY)
     assert again.once(make, method="ATP", seed=0) == first
     assert again.once(make, method="ATP", seed=1) == {**first, "seed": 1}
     assert len(made) == 2
     # Rows of another setting do not count.
-    assert Store(path, QUICK).rows == []
+    assert open_store(folder, "table", QUICK).rows == []
 
 
 def test_fixed_counts_are_the_same_for_every_picture() -> None:

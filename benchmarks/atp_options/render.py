@@ -5,6 +5,8 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+from benchmarks.tables import table
+
 __all__ = ["render"]
 
 _HEAD = """# How each open choice of ATP measures
@@ -21,37 +23,32 @@ questions is {error:.1f} points, so smaller differences mean nothing.
 
 Accuracy kept, % of the unpruned model; in brackets the measured mean share of the visual tokens
 over all layers.
-
-| choice |{budgets} |
-|---|---|---|
 """
 
 
-def _cell(rows: list[dict[str, Any]], share: str) -> str:
-    found = [row["budgets"][share] for row in rows]
-    if any("unreachable" in budget for budget in found):
-        return "not reachable"
-    kept = statistics.mean(budget["kept"] for budget in found)
-    measured = statistics.mean(budget["share"] for budget in found)
-    return f"{kept:.1%} ({measured:.1%})"
-
-
-def render(written: dict[str, Any]) -> str:
-    """The page."""
-    test = written["test"]
-    shares = next(iter(written["rows"]["defaults"].values()))["budgets"]
-    text = _HEAD.format(
-        steps=written["steps"],
-        test=test,
-        error=100 * (0.97 * 0.03 / test) ** 0.5,
-        budgets=" |".join(f" budget {float(share):.1%}" for share in shares),
+def render(content: dict[str, Any]) -> str:
+    """Write the page of the results of ``python -m benchmarks.atp_options``."""
+    rows, test = content["rows"], content["test"]
+    choices = list(dict.fromkeys(row["choice"] for row in rows))
+    shares = list(rows[0]["budgets"])
+    body = []
+    for choice in choices:
+        found = [row["budgets"] for row in rows if row["choice"] == choice]
+        body.append([choice, *(_cell([row[share] for row in found]) for share in shares)])
+    error = 100 * (0.97 * 0.03 / test) ** 0.5
+    machine = ", ".join(f"{name} {value}" for name, value in content["environment"].items())
+    return "\n".join(
+        [
+            _HEAD.format(steps=content["steps"], test=test, error=error),
+            table(["choice", *(f"budget {float(share):.1%}" for share in shares)], body),
+            f"Seeds: {len({row['seed'] for row in rows})}. Measured on: {machine}.\n",
+        ]
     )
-    for name, seeds in written["rows"].items():
-        if not seeds:  # cut off before it was measured
-            continue
-        rows = list(seeds.values())
-        cells = " | ".join(_cell(rows, share) for share in shares)
-        text += f"| {name} | {cells} |\n"
-    seeds = max(len(seeds) for seeds in written["rows"].values())
-    machine = ", ".join(f"{name} {value}" for name, value in written["environment"].items())
-    return text + f"\nSeeds: {seeds}. Measured on: {machine}.\n"
+
+
+def _cell(budgets: list[dict[str, Any]]) -> str:
+    if any("unreachable" in budget for budget in budgets):
+        return "not reachable"
+    kept = statistics.mean(budget["kept"] for budget in budgets)
+    measured = statistics.mean(budget["share"] for budget in budgets)
+    return f"{kept:.1%} ({measured:.1%})"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .results import read
+from benchmarks.store import read
+from benchmarks.tables import table
+
 from .steps import STEPS
 
 __all__ = ["render"]
@@ -37,12 +38,6 @@ def render(folder: Path) -> str:
     if wrong:
         parts.append("**Found wrong**\n\n" + "\n".join(wrong) + "\n")
     return "\n".join(parts)
-
-
-def table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def _environment(found: dict[str, Any]) -> str:

@@ -1,28 +1,16 @@
-"""A step's results on disk: one JSON file each, whole at any time."""
+"""A step and its results on disk: one JSON file each, complete at any time."""
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Job", "read", "write"]
+from benchmarks.store import write
 
-
-def write(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a file at once: whoever reads it finds the old content or the new."""
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(scratch, path)
-
-
-def read(path: Path) -> dict[str, Any]:
-    """What a step wrote. Empty: nothing."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+__all__ = ["Job"]
 
 
 @dataclass

@@ -17,8 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from benchmarks.store import read, write
+
 from .checkout import ROOT
-from .results import read, write
 from .steps import ENVIRONMENT, Step, missing
 
 __all__ = ["Command", "command_of", "run"]

@@ -11,11 +11,11 @@ Results are written after each attack; a later run with ``--only`` replaces thos
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
-from typing import Any
 
 from benchmarks.environment import environment
+from benchmarks.store import Store
+from benchmarks.tables import write_page
 
 from .render import held, render
 from .rows import ROWS
@@ -23,7 +23,7 @@ from .run import check, run
 
 
 def main() -> int:
-    """Run, and render."""
+    """Run the attacks, and write the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/reliability.json"))
     parser.add_argument("--render", type=Path, help="the page to write")
@@ -32,21 +32,19 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=0, help="processes for each test file")
     options = parser.parse_args()
-    results: dict[str, Any] = {"rows": {}}
-    if options.out.is_file():
-        results = json.loads(options.out.read_text(encoding="utf-8"))
+    store = Store(options.out, {})
     rows = [row for row in ROWS if not options.only or row.name in options.only]
     rows = [] if options.only_render else rows
     check(rows)
+    broken = 0
     for row in rows:
         print(f"== {row.name}", flush=True)
         found = {**run(row, options.seed, options.workers), "environment": environment()}
-        results["rows"][row.name] = found
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        store.put(found, attack=row.name)
+        broken += not held(found)
     if options.render:
-        options.render.write_text(render(results, options.out.as_posix()), encoding="utf-8")
-    return 0 if all(held(results["rows"][row.name]) for row in rows) else 1
+        write_page(options.render, render(store.rows, options.out.as_posix()))
+    return 1 if broken else 0
 
 
 if __name__ == "__main__":

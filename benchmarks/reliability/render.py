@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+from benchmarks.tables import table
 
 from .rows import ROWS, Row
 
@@ -18,42 +21,49 @@ themselves while they run; a test that fails prints what repeats it.
 """
 
 
-def render(results: dict[str, Any], source: str) -> str:
+def render(results: Sequence[dict[str, Any]], source: str) -> str:
     """Write the page.
+
+    Parameters
+    ----------
+    results : sequence of dict
+        What `benchmarks.reliability.run.run` returned for each attack, with ``attack``, its name,
+        and ``environment``.
+    source : str
+        The results' file, as the page names it.
 
     Raises
     ------
     ValueError
         If an attack has not been run.
     """
-    missing = [row.name for row in ROWS if row.name not in results["rows"]]
+    found = {result["attack"]: result for result in results}
+    missing = [row.name for row in ROWS if row.name not in found]
     if missing:
         raise ValueError(f"{source} has no results of {missing}: run them, with --only if need be.")
-    broken = [row.name for row in ROWS if not held(results["rows"][row.name])]
+    broken = [row.name for row in ROWS if not held(found[row.name])]
     lines = [HEAD.format(source=source)]
     lines += [
         f"**{len(ROWS) - len(broken)} of {len(ROWS)} attacks found nothing.**"
         + (f" Something was found by: {', '.join(broken)}." if broken else ""),
         "",
-        "| attack | cases | found | time |",
-        "| --- | --- | --- | ---: |",
     ]
-    lines += [_line(row, results["rows"][row.name]) for row in ROWS]
-    for row in ROWS:
-        lines += ["", *_section(row, results["rows"][row.name])]
-    return "\n".join(lines) + "\n"
+    body = [_line(row, found[row.name]) for row in ROWS]
+    text = "\n".join(lines) + "\n" + table(["attack", "cases", "found", "time"], body, "lllr")
+    sections = ["\n".join(_section(row, found[row.name])) for row in ROWS]
+    return text + "".join(f"\n{section}\n" for section in sections)
 
 
 def held(found: dict[str, Any]) -> bool:
-    """Whether nothing was found."""
+    """Return whether an attack found nothing."""
     return found["exit_code"] == 0 and not found.get("failed")
 
 
-def _line(row: Row, found: dict[str, Any]) -> str:
+def _line(row: Row, found: dict[str, Any]) -> list[str]:
     came = (
         "nothing" if held(found) else "**" + (", ".join(found.get("failed", [])) or "grew") + "**"
     )
-    return f"| {row.name} | {_cases(found)} | {came} | {found['seconds'] / 60:.0f} min |"
+    return [row.name, _cases(found), came, f"{found['seconds'] / 60:.0f} min"]
 
 
 def _cases(found: dict[str, Any]) -> str:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.tables import write_page
+
 from . import ablations, extensions, figure2, layers, table1, table2, table3, table6
 from .render import render
 from .setting import FULL, QUICK
@@ -51,8 +53,7 @@ def main() -> None:
             PARTS[name].run(setting, results, options.work)
     if options.quick or options.render:
         page = options.render or results / "reproduction.md"
-        page.parent.mkdir(parents=True, exist_ok=True)
-        page.write_text(render(results, page.parent), encoding="utf-8")
+        write_page(page, render(results, page.parent))
         print(page)
 
 

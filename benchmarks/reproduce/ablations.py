@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import tokenprune as tp
+from benchmarks.store import Store
 
-from .setting import Setting, atp, calibration, measure, questions_of, unpruned
-from .store import Store
+from .setting import Setting, atp, calibration, measure, open_store, questions_of, unpruned
 
 __all__ = ["CHOICES", "run"]
 
@@ -25,7 +25,7 @@ SHARES = (0.25, 0.15)
 
 def run(setting: Setting, results: Path, work: Path) -> None:
     """Measure what is missing."""
-    store = Store(results / "ablations.json", setting)
+    store = open_store(results, "ablations", setting)
     for seed in setting.seeds:
         for name, choice in CHOICES.items():
             for share in SHARES:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from benchmarks.store import Row
+
 __all__ = ["figure2", "layers"]
 
-Row = dict[str, Any]
 _COLOURS = ("#2a6f97", "#e07a1f", "#588157")
 
 

@@ -8,9 +8,10 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from benchmarks.store import Row
+
 __all__ = ["claims"]
 
-Row = dict[str, Any]
 Claim = tuple[str, str, str]
 """What is claimed, whether it "holds", "fails" or is "within error", and the figures."""
 

@@ -10,8 +10,7 @@ from typing import Any
 import tokenprune as tp
 from tokenprune.engine import engine_of
 
-from .setting import Setting, atp, calibration, measure, questions_of, unpruned
-from .store import Store
+from .setting import Setting, atp, calibration, measure, open_store, questions_of, unpruned
 
 __all__ = ["CHOICES", "run"]
 
@@ -28,7 +27,7 @@ SHARES = (0.25, 0.15)
 
 def run(setting: Setting, results: Path, work: Path) -> None:
     """Measure what is missing."""
-    store = Store(results / "extensions.json", setting)
+    store = open_store(results, "extensions", setting)
     for seed in setting.seeds:
         for name, (revival, threshold) in CHOICES.items():
             for share in SHARES:

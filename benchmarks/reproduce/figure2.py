@@ -10,8 +10,7 @@ import tokenprune as tp
 from benchmarks.digits_vqa.dataset import samples
 from benchmarks.digits_vqa.evaluate import accuracy
 
-from .setting import Setting, load, processor
-from .store import Store
+from .setting import Setting, load, open_store, processor
 from .table2 import fix
 
 __all__ = ["COARSE", "DEPTHS", "FINE", "RATIOS", "run"]
@@ -31,7 +30,7 @@ COARSE = ("count", "color_of_leftmost", "color_of_rightmost", "color_of_topmost"
 
 def run(setting: Setting, results: Path, work: Path) -> None:
     """Measure what is missing. No heads are asked: tokens are ranked by the redundant score."""
-    store = Store(results / "figure2.json", setting)
+    store = open_store(results, "figure2", setting)
     for seed in setting.seeds:
         for kind, kinds in (("fine", FINE), ("coarse", COARSE)):
             test = samples("held_out", setting.questions, 200 + seed, kinds=kinds)

@@ -8,8 +8,7 @@ from typing import Any
 import tokenprune as tp
 from benchmarks.digits_vqa.dataset import samples
 
-from .setting import Setting, atp, calibration, measure
-from .store import Store
+from .setting import Setting, atp, calibration, measure, open_store
 
 __all__ = ["DIGITS", "run"]
 
@@ -19,7 +18,7 @@ DIGITS = (1, 6)
 
 def run(setting: Setting, results: Path, work: Path) -> None:
     """Measure what is missing."""
-    store = Store(results / "layers.json", setting)
+    store = open_store(results, "layers", setting)
     for seed in setting.seeds:
         for digits in DIGITS:
 

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.store import Row
+from benchmarks.tables import table
+
 from . import charts
 from .claims import claims
 
 __all__ = ["render"]
-
-Row = dict[str, Any]
 
 _HEAD = """# The paper's tables and figures, reproduced
 
@@ -48,7 +49,7 @@ def render(results: Path, folder: Path) -> str:
         if name in tables:
             parts.append(part(tables[name]["rows"], folder))
     parts.append(
-        _claims({name: table["rows"] for name, table in tables.items() if "rows" in table})
+        _claims({name: found["rows"] for name, found in tables.items() if "rows" in found})
     )
     return "\n".join(parts)
 
@@ -92,11 +93,6 @@ def _mean(rows: Sequence[Row], name: str) -> float:
     return statistics.mean(row[name] for row in rows)
 
 
-def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
 def _budgets(rows: Sequence[Row], block: dict[str, Any]) -> str:
     """One line a method, best first at the second budget; accuracy kept, mean and final tokens."""
     rows = [row for row in _of(rows, **block) if "accuracy_kept" in row]
@@ -117,7 +113,7 @@ def _budgets(rows: Sequence[Row], block: dict[str, Any]) -> str:
             tokens = f"{_mean(found, 'mean_tokens'):.1f} / {_mean(found, 'final_tokens'):.1f}"
             line.append(f"**{spread([r['accuracy_kept'] for r in found])}** ({tokens})")
         body.append(line)
-    return _table(["method", *(f"{share:.0%}" for share in shares)], body)
+    return table(["method", *(f"{share:.0%}" for share in shares)], body)
 
 
 def _kinds(rows: Sequence[Row], share: float) -> str:
@@ -131,7 +127,7 @@ def _kinds(rows: Sequence[Row], share: float) -> str:
             for kind in kinds
         ]
         body.append([name, *cells])
-    return _table(["method", *(kind.replace("_", " ") for kind in kinds)], body)
+    return table(["method", *(kind.replace("_", " ") for kind in kinds)], body)
 
 
 def _table1(rows: list[Row], folder: Path) -> str:
@@ -209,7 +205,7 @@ def _table6(rows: list[Row], folder: Path) -> str:
 Layers of LLaMA-7B's shape in float16 on torch's meta device (real shapes, no numbers), at the
 paper's per-layer counts: bytes of the cache they filled, operations as torch counts them.
 
-{_table(head, body)}
+{table(head, body)}
 The paper: KV 302 → 75.6 MB (-75 %), FLOPs -78.1 %, CUDA time -38.4 %. Its bytes are those of 576
 and of 144 visual tokens in every layer, text left out. Time was not measured: no GPU was at hand.
 """
@@ -232,7 +228,7 @@ and places. Accuracy, %, by the share that goes.
 
 ![Accuracy by pruned share, three depths, fine and coarse questions](figure2.png)
 
-{_table(["", *(f"{ratio:.0%}" for ratio in ratios)], body)}"""
+{table(["", *(f"{ratio:.0%}" for ratio in ratios)], body)}"""
 
 
 def _layers(rows: list[Row], folder: Path) -> str:
@@ -270,7 +266,7 @@ from the second module on, instruction tokens stay whose share-normalised attent
 prompt's text is above x (the same heads as without). The prompts here have about fifteen text
 tokens: on a real model, whose prompts are longer, text is a larger part of what is left.
 
-{_table(head, body)}"""
+{table(head, body)}"""
 
 
 def _claims(tables: dict[str, list[Row]]) -> str:
@@ -280,5 +276,5 @@ def _claims(tables: dict[str, list[Row]]) -> str:
     ]
     return (
         '## The claims here\n\n"Within error": the seeds\' mean difference is smaller than its own '
-        "standard error.\n\n" + _table(["claim", "", "measured"], body)
+        "standard error.\n\n" + table(["claim", "", "measured"], body)
     )

@@ -19,8 +19,7 @@ from transformers.models.llama.modeling_llama import LlamaModel
 from tokenprune.engine.arguments import cache_parameter
 from tokenprune.measure.cost import DecoderShape
 
-from .setting import Setting
-from .store import Store
+from .setting import Setting, open_store
 
 __all__ = ["COUNTS", "run"]
 
@@ -36,7 +35,7 @@ COUNTS = {
 
 def run(setting: Setting, results: Path, work: Path) -> None:
     """Measure what is missing."""
-    store = Store(results / "table6.json", setting)
+    store = open_store(results, "table6", setting)
     for text in (0, TEXT):
         for name, layers in counts().items():
             store.once(partial(costs, layers, text), method=name, text=text)

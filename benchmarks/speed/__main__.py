@@ -20,6 +20,8 @@ from typing import Any
 import torch
 
 from benchmarks.environment import environment
+from benchmarks.store import write
+from benchmarks.tables import write_page
 
 from . import inference, overhead, scoring
 from .kept import kept_of
@@ -96,15 +98,14 @@ def main() -> None:
     parser.add_argument("--render", type=Path, help="only write the page of the results to a file")
     options = parser.parse_args()
     if options.render:
-        options.render.write_text(render(options.results), encoding="utf-8")
+        write_page(options.render, render(options.results))
         return
     if options.threads:
         torch.set_num_threads(options.threads)
     usual = CPU.name if options.device == "cpu" else "llava-1.5-7b"
     found = measure(options.quick, options.device, SHAPES[options.shape or usual])
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write(options.json, found)
 
 
 if __name__ == "__main__":

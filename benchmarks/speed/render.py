@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.tables import table
+
 from .predict import predicted
 from .shapes import SHAPES, Shape
 
@@ -46,11 +48,6 @@ def render(results: Path) -> str:
     if others:
         parts.append(_counted(others))
     return "\n".join(parts)
-
-
-def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def _seconds(value: float) -> str:
@@ -120,7 +117,7 @@ def _counted(shapes: Sequence[Shape]) -> str:
         "prefill's speed-up where products are all, the operations that scoring adds to what is "
         "left, and the bytes that all modules together move for it. A GPU moves those in "
         "microseconds: there the pruner should cost what its small launches do.\n\n"
-        + _table(head, body)
+        + table(head, body)
     )
 
 
@@ -143,7 +140,7 @@ def _goals(found: dict[str, Any]) -> str:
     for name, value, sign, limit in goals:
         met = value >= limit if sign == "≥" else value <= limit
         body.append([name, f"{sign} {limit:g}", f"{value:.3f}", "yes" if met else "**no**"])
-    return _table(["goal", "asked", "here", "met"], body)
+    return table(["goal", "asked", "here", "met"], body)
 
 
 def _prefill(found: dict[str, Any]) -> str:
@@ -169,7 +166,7 @@ def _prefill(found: dict[str, Any]) -> str:
                 "-" if full is None else _seconds(full),
             ]
         )
-    return _table(head, body)
+    return table(head, body)
 
 
 def _methods(row: dict[str, Any]) -> str:
@@ -179,7 +176,7 @@ def _methods(row: dict[str, Any]) -> str:
     ]
     return (
         "Other methods, first word at batch 1, at the same mean of tokens where they can:\n\n"
-        + (_table(["", "time"], body))
+        + (table(["", "time"], body))
     )
 
 
@@ -192,7 +189,7 @@ def _throughput(found: dict[str, Any]) -> str:
     return (
         f"The largest batch whose cache of prompts fits into {_bytes(found['budget_bytes'])}, "
         "measured once:\n\n"
-        + _table(["", "rows", "prompts a second", "further words a second"], body)
+        + table(["", "rows", "prompts a second", "further words a second"], body)
     )
 
 
@@ -215,7 +212,7 @@ def _end_to_end(rows: dict[str, Any]) -> str:
         for words, row in rows.items()
     ]
     head = ["`generate`, new words", "unpruned", "oracle", "ATP", "oracle ratio", "speed-up"]
-    return _table(head, body)
+    return table(head, body)
 
 
 def _growth(found: dict[str, Any]) -> str:
@@ -243,7 +240,7 @@ def _growth(found: dict[str, Any]) -> str:
     ]
     return (
         "Scoring at one module against one unpruned decoder layer on as many tokens:\n\n"
-        + _table(head, body)
+        + table(head, body)
         + f"\nTime grows as the tokens to the {powers['scoring_s']:.2f} (attention itself "
         f"{powers['attention_s']:.2f}, layer {powers['layer_s']:.2f}), memory to the "
         f"{powers['scoring_bytes']:.2f} (layer {powers['layer_bytes']:.2f}).\n"
