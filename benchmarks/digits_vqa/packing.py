@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from .dataset import picture_text
-from .models.common import EYES
+from .models.common import RECOGNITION_LAYERS
 from .models.tokens import VOCABULARY
 from .pictures import COLOURS, Picture
 from .questions import askable, question
@@ -147,16 +147,16 @@ def first_layers(model: Any, number: int) -> Iterator[None]:
         decoder.layers = layers
 
 
-def eyes_only(model: Any, prefix: Prefix) -> torch.Tensor:
-    """Return the visual tokens' hidden states after the decoder's first :data:`EYES` layers."""
+def recognition_states(model: Any, prefix: Prefix) -> torch.Tensor:
+    """Return the visual tokens' hidden states after :data:`RECOGNITION_LAYERS` decoder layers."""
     decoder = model.model.language_model
-    with first_layers(model, EYES):
+    with first_layers(model, RECOGNITION_LAYERS):
         out = decoder(inputs_embeds=prefix.embeds, position_ids=prefix.positions, use_cache=False)
     return out.last_hidden_state[:, prefix.visual]
 
 
 def answer_logits(model: Any, prefix: Prefix, packed: Packed) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the logits at each question's last token, and the patches' states after the eyes.
+    """Return the logits at each question's last token, and the patches' states after those layers.
 
     Shapes ``(pictures, questions, words)`` and ``(pictures, visual tokens, width)``.
     """
@@ -172,7 +172,7 @@ def answer_logits(model: Any, prefix: Prefix, packed: Packed) -> tuple[torch.Ten
     hidden = out.last_hidden_state
     last = packed.last + prefix.embeds.shape[1]
     chosen = hidden.gather(1, last[..., None].expand(-1, -1, hidden.shape[-1]))
-    return model.lm_head(chosen), out.hidden_states[EYES][:, prefix.visual]
+    return model.lm_head(chosen), out.hidden_states[RECOGNITION_LAYERS][:, prefix.visual]
 
 
 def patch_labels(

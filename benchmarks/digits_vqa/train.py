@@ -1,8 +1,8 @@
-"""Train the small model from nothing: the recipe that made the committed weights.
+"""Train a small model from random weights: how the committed weights were made.
 
-1. ``eyes`` (700 steps of 64 pictures): the tower, the projector and the first four decoder layers
-   learn to name the digit, the colour and the place of every patch, read off the visual tokens
-   after those layers by a linear head that is thrown away later.
+1. ``recognition`` (700 steps of 64 pictures): the tower, the projector and the first four decoder
+   layers learn to name the digit, the colour and the place of every patch, read off the visual
+   tokens after those layers by a linear head that is thrown away later.
 2. ``reading`` (250 steps of 32 pictures): the whole model learns to answer, 16 questions about each
    picture, still held to the patch labels after its fourth layer.
 3. ``whole`` (375 steps of 32 pictures): the same with new optimiser states and falling rates. All
@@ -23,7 +23,7 @@ import argparse
 import json
 import logging
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -35,98 +35,22 @@ import torch.nn.functional as F
 from .dataset import samples
 from .evaluate import accuracy
 from .models import MODELS
-from .models.common import EYES, WIDTH
+from .models.common import RECOGNITION_LAYERS, WIDTH
 from .muon import BatchedMuon
 from .packing import (
     PatchHead,
     answer_logits,
     before_questions,
-    eyes_only,
     first_layers,
     pack,
     patch_labels,
+    recognition_states,
 )
 from .pictures import Size, compose
-from .questions import KINDS, PRESENCE
+from .stages import RECIPES, Stage
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage of the training.
-
-    Attributes
-    ----------
-    name : str
-        ``"eyes"`` trains what reads the patches on their labels, any other name the whole model.
-    steps, batch : int
-        Steps and pictures in each.
-    questions : int
-        Questions about each picture.
-    digits : tuple of int
-        Fewest and most digits on a picture.
-    muon, adam : float
-        Highest learning rates of matrices and of all else.
-    tower_rate : float
-        What the tower's learning rates are multiplied by; 0 holds it still.
-    patch_weight : float
-        Weight of the patch-label loss beside the answers' loss.
-    warm_up : int
-        Steps of linear warm-up; afterwards the rates fall linearly.
-    final : float
-        Share of the learning rates left at the last step.
-    kinds : tuple of str
-        The kinds of question.
-    layers : int
-        How many decoder layers there are while the stage lasts.
-    """
-
-    name: str
-    steps: int
-    batch: int
-    questions: int = 16
-    digits: tuple[int, int] = (1, 6)
-    muon: float = 5e-3
-    adam: float = 2e-3
-    tower_rate: float = 1.0
-    patch_weight: float = 0.3
-    warm_up: int = 50
-    final: float = 0.0
-    kinds: tuple[str, ...] = KINDS
-    layers: int = 24
-
-
-WITH_PRESENCE = (*KINDS[:3], *PRESENCE, *KINDS[3:8])
-"""What the first stages asked, before it was clear that presence is not learned."""
-
-RECIPES: dict[str, tuple[Stage, ...]] = {}
-RECIPES["llava"] = (
-    Stage("eyes", steps=700, batch=64, digits=(4, 7)),
-    Stage("reading", 250, 32, tower_rate=0.3, final=0.556, kinds=WITH_PRESENCE),
-    Stage(
-        "whole",
-        375,
-        32,
-        muon=3.6e-3,
-        adam=1.4e-3,
-        tower_rate=0.3,
-        warm_up=10,
-        final=0.255,
-        kinds=WITH_PRESENCE,
-    ),
-    Stage("all", 160, 32, muon=3.6e-3, adam=1.4e-3, tower_rate=0.3, warm_up=10),
-)
-_HALF = Stage("half", 300, 24, muon=3.6e-3, adam=1.4e-3, tower_rate=0.3, layers=12)
-_DEEP = Stage("deep", 100, 24, muon=2e-3, adam=8e-4, tower_rate=0.3, warm_up=10)
-RECIPES["llava_next"] = (_HALF, _DEEP)
-RECIPES["qwen2_vl"] = (
-    Stage("eyes", 250, 48, digits=(4, 7)),
-    _HALF,
-    Stage("eyes", 400, 48, digits=(4, 7)),
-    Stage("deep", 200, 24, muon=3.6e-3, adam=1.4e-3, patch_weight=0.6, warm_up=10),
-)
-"""The stages that made the committed weights."""
 
 LOG_EVERY = 50
 """Steps between two lines of the log."""
@@ -139,7 +63,7 @@ def optimizers(model: Any, head: PatchHead, stage: Stage) -> list[torch.optim.Op
     }
     for name, parameter in model.named_parameters():
         tower = _is_tower(name)
-        trained = stage.name != "eyes" or _is_eyes(name)
+        trained = stage.name != "recognition" or _recognises(name)
         parameter.requires_grad_(trained)
         if trained:
             inner = parameter.ndim == 2 and any(part in name for part in _MATRICES)
@@ -169,9 +93,9 @@ def _is_tower(name: str) -> bool:
     return "vision_tower" in name or "visual" in name
 
 
-def _is_eyes(name: str) -> bool:
+def _recognises(name: str) -> bool:
     if "language_model.layers." in name:
-        return int(name.split("language_model.layers.")[1].split(".")[0]) < EYES
+        return int(name.split("language_model.layers.")[1].split(".")[0]) < RECOGNITION_LAYERS
     return _is_tower(name) or "projector" in name
 
 
@@ -195,8 +119,8 @@ def losses(
     prefix = before_questions(model, processor, pictures)
     rows, cols, patches = family.grid(model, size)
     labels = patch_labels(pictures, rows, cols)
-    if stage.name == "eyes":
-        seen = eyes_only(model, prefix)[:, patches]
+    if stage.name == "recognition":
+        seen = recognition_states(model, prefix)[:, patches]
         return torch.zeros(()), head.loss(seen, *labels, rows, cols)
     packed = pack(rng, pictures, stage.questions, stage.kinds)
     logits, seen = answer_logits(model, prefix, packed)
@@ -216,7 +140,7 @@ def digit_accuracy(
     for _ in range(n // 50):
         pictures = [compose(rng, split, size=size) for _ in range(50)]
         prefix = before_questions(model, processor, pictures)
-        logits = head.names(eyes_only(model, prefix)[:, patches])
+        logits = head.names(recognition_states(model, prefix)[:, patches])
         labels, _ = patch_labels(pictures, rows, cols)
         for row, picture in enumerate(pictures):
             for digit in picture.digits:
@@ -231,7 +155,7 @@ def validate(
 ) -> dict:
     """Measure on the validation split what the stage trains."""
     model.eval()
-    if stage.name == "eyes":
+    if stage.name == "recognition":
         return {"digit": digit_accuracy(family, model, processor, head, "validation")}
     result = accuracy(model, processor, samples("validation", n, seed=1, sizes=family.SIZES))
     return {
@@ -248,14 +172,13 @@ def train(
     seed: int = 0,
     validate_every: int = 125,
 ) -> Any:
-    """Go through the stages, from the newest checkpoint if there is one.
+    """Train stage by stage, from the newest checkpoint if there is one.
 
     Parameters
     ----------
     name : str
         Which of :data:`MODELS`.
     recipe : tuple of Stage
-        What to do.
     out : Path
         Where the model is saved at the end.
     work : Path
@@ -300,7 +223,7 @@ def train(
             size = family.SIZES[step % len(family.SIZES)]
             with first_layers(model, stage.layers):
                 answers, patches = losses(family, model, processor, head, stage, size, rng)
-            share = 1.0 if stage.name == "eyes" else stage.patch_weight
+            share = 1.0 if stage.name == "recognition" else stage.patch_weight
             (answers + share * patches).backward()
             learning = [p for p in model.parameters() if p.grad is not None]
             torch.nn.utils.clip_grad_norm_(learning, 1.0)
@@ -327,7 +250,7 @@ def train(
                     "head": head.state_dict(),
                     "optimizers": [optimizer.state_dict() for optimizer in tuned],
                 }
-                # Renamed when complete, so that a run cut off here can still be resumed.
+                # Renamed when complete, so that an interrupted run can still be resumed.
                 torch.save(state, work / "checkpoint.new")
                 (work / "checkpoint.new").replace(latest)
     family.save(model.eval(), out)

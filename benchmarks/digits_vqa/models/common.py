@@ -1,4 +1,4 @@
-"""What the small models have in common: saving, and a decoder to start from."""
+"""Shared by the small models: the decoder's dimensions, processors' settings, saving."""
 
 from __future__ import annotations
 
@@ -11,13 +11,22 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-__all__ = ["decoder_fields", "save_model", "take_over"]
+__all__ = [
+    "RECOGNITION_LAYERS",
+    "WEIGHTS",
+    "WIDTH",
+    "copy_shared",
+    "decoder_fields",
+    "llava_pictures",
+    "llava_processor",
+    "save_model",
+]
 
 WIDTH = 128
 """Hidden size of the decoder."""
 
-EYES = 4
-"""Decoder layers after which the visual tokens are taught to know their digit."""
+RECOGNITION_LAYERS = 4
+"""The first decoder layers, after which visual tokens are trained to name their digit."""
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 """Where the committed models are, one folder each."""
@@ -40,8 +49,8 @@ def decoder_fields(words: int, layers: int) -> dict[str, Any]:
     }
 
 
-def take_over(model: nn.Module, trained: nn.Module) -> None:
-    """Copy what a trained model has under the same name; of tables of words, the first rows."""
+def copy_shared(model: nn.Module, trained: nn.Module) -> None:
+    """Copy the parameters of the same name from a trained model; of embeddings, the first rows."""
     known = trained.state_dict()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -53,6 +62,44 @@ def take_over(model: nn.Module, trained: nn.Module) -> None:
                 parameter.copy_(found)
             elif found.shape[1:] == parameter.shape[1:] and "embeddings" not in name:
                 parameter[: len(found)] = found
+
+
+def llava_pictures(side: int, size: dict[str, int], **own: Any) -> dict[str, Any]:
+    """Return the settings of an image processor for square pictures or tiles.
+
+    Parameters
+    ----------
+    side : int
+        Of a picture or tile, in pixels.
+    size : dict
+        The processor's ``size``.
+    **own
+        Settings of this model only.
+    """
+    return {
+        "do_resize": True,
+        "size": size,
+        **own,
+        "resample": 3,
+        "do_center_crop": False,
+        "crop_size": {"height": side, "width": side},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "do_convert_rgb": True,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    }
+
+
+def llava_processor(patch: int) -> dict[str, Any]:
+    """Return the settings of a LLaVA's processor."""
+    return {
+        "image_token": "<image>",
+        "patch_size": patch,
+        "num_additional_image_tokens": 1,
+        "vision_feature_select_strategy": "default",
+    }
 
 
 def save_model(model: Any, folder: Path, published: Sequence[tuple[str, str]]) -> None:

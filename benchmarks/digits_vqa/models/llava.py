@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from ..pictures import PATCH, SIZE, Size
-from .common import WEIGHTS, decoder_fields, save_model
+from .common import WEIGHTS, decoder_fields, llava_pictures, llava_processor, save_model
 from .tokens import VOCABULARY, save_processor, tokenizer
 
 FOLDER = WEIGHTS / "llava"
@@ -128,23 +128,5 @@ def save(model: LlavaForConditionalGeneration, folder: Path) -> None:
     save_processor(folder, "LlavaProcessor", pictures, _PROCESSOR)
 
 
-_SIDES = {"height": SIZE, "width": SIZE}
-_PICTURES: dict[str, Any] = {
-    "do_resize": True,
-    "size": _SIDES,
-    "resample": 3,
-    "do_center_crop": False,
-    "crop_size": _SIDES,
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "do_normalize": True,
-    "do_convert_rgb": True,
-    "image_mean": [0.5, 0.5, 0.5],
-    "image_std": [0.5, 0.5, 0.5],
-}
-_PROCESSOR: dict[str, Any] = {
-    "image_token": "<image>",
-    "patch_size": PATCH,
-    "num_additional_image_tokens": 1,
-    "vision_feature_select_strategy": "default",
-}
+_PICTURES = llava_pictures(SIZE, {"height": SIZE, "width": SIZE})
+_PROCESSOR = llava_processor(PATCH)

@@ -22,7 +22,14 @@ from transformers import (
 
 from ..pictures import PATCH, Size
 from . import llava
-from .common import WEIGHTS, decoder_fields, save_model, take_over
+from .common import (
+    WEIGHTS,
+    copy_shared,
+    decoder_fields,
+    llava_pictures,
+    llava_processor,
+    save_model,
+)
 from .tokens import VOCABULARY, save_processor, tokenizer
 
 FOLDER = WEIGHTS / "llava_next"
@@ -55,7 +62,7 @@ def build(seed: int = 0) -> LlavaNextForConditionalGeneration:
             tie_word_embeddings=False,
         )
     )
-    take_over(model, trained)
+    copy_shared(model, trained)
     old, new = (
         m.model.vision_tower.get_submodule(llava.tower_embeddings(m)).position_embedding.weight
         for m in (trained, model)
@@ -92,25 +99,7 @@ def save(model: LlavaNextForConditionalGeneration, folder: Path) -> None:
     save_processor(folder, "LlavaNextProcessor", pictures, _PROCESSOR)
 
 
-_SIDES = {"height": TILE, "width": TILE}
-_PICTURES: dict[str, Any] = {
-    "do_resize": True,
-    "size": {"shortest_edge": TILE},
-    "image_grid_pinpoints": _PINPOINTS,
-    "resample": 3,
-    "do_center_crop": False,
-    "crop_size": _SIDES,
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "do_normalize": True,
-    "do_pad": True,
-    "do_convert_rgb": True,
-    "image_mean": [0.5, 0.5, 0.5],
-    "image_std": [0.5, 0.5, 0.5],
-}
-_PROCESSOR: dict[str, Any] = {
-    "image_token": "<image>",
-    "patch_size": PATCH,
-    "num_additional_image_tokens": 1,
-    "vision_feature_select_strategy": "default",
-}
+_PICTURES = llava_pictures(
+    TILE, {"shortest_edge": TILE}, image_grid_pinpoints=_PINPOINTS, do_pad=True
+)
+_PROCESSOR = llava_processor(PATCH)

@@ -20,7 +20,7 @@ from transformers import (
 
 from ..pictures import PATCH, Size
 from . import llava
-from .common import WEIGHTS, WIDTH, decoder_fields, save_model, take_over
+from .common import WEIGHTS, WIDTH, copy_shared, decoder_fields, save_model
 from .llava_next import SIZES
 from .tokens import VOCABULARY as LLAVA
 from .tokens import save_processor, tokenizer
@@ -69,7 +69,7 @@ def build(seed: int = 0) -> Qwen2VLForConditionalGeneration:
         )
     )
     trained = LlavaForConditionalGeneration.from_pretrained(llava.FOLDER, dtype=torch.float32)
-    take_over(model, trained)
+    copy_shared(model, trained)
     return model
 
 
