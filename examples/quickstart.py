@@ -33,7 +33,7 @@ from benchmarks.digits_vqa.recipe import (
     load,
     train_heads,
 )
-from benchmarks.digits_vqa.report import report, table
+from benchmarks.digits_vqa.report import QUESTIONS, report, table
 
 
 def main() -> None:
@@ -95,7 +95,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=BATCH, help="samples in a step")
     parser.add_argument("--rate", type=float, default=1e-3, help="highest learning rate")
     parser.add_argument("--split", choices=SPLITS, default="held_out", help="handwriting")
-    parser.add_argument("--test", type=int, default=1000, help="questions")
+    parser.add_argument("--test", type=int, default=QUESTIONS, help="questions")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
