@@ -1,0 +1,105 @@
+"""Pages: their code runs, their figures are the committed results', their links lead to files."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks.atp_options.render import render as options_page
+from benchmarks.digits_vqa import report
+from benchmarks.digits_vqa.dataset import collate, samples
+from benchmarks.digits_vqa.recipe import calibration_batches, load
+from benchmarks.reliability.render import render as reliability_page
+from benchmarks.reproduce.render import render as reproduction_page
+from benchmarks.reproduce.render import spread
+from benchmarks.speed.render import render as performance_page
+from benchmarks.store import read
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/guide.md"])
+def test_python_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In order, in one namespace, with the small LLaVA and what the text calls by name."""
+    model, processor = load("llava")
+    picture = samples("validation", 1, 3)
+    names: dict[str, Any] = {
+        "torch": torch,
+        "model": model,
+        "tokenizer": processor.tokenizer,
+        "batches": [collate(processor, samples("train", 2, 1), with_answers=True)],
+        "unlabeled": calibration_batches(processor, samples("train", 4, 2)),
+        "inputs": {**collate(processor, picture, with_answers=False), "max_new_tokens": 1},
+        "image": Image.fromarray(picture[0].picture.pixels),
+    }
+    monkeypatch.chdir(tmp_path)
+    found = blocks(page)
+    assert found
+    for block in found:
+        exec(compile(block, page, "exec"), names)
+    assert (tmp_path / "heads" / "tokenprune_heads.safetensors").is_file()
+
+
+RENDERED: dict[str, Callable[[Path], str]] = {
+    "demo.md": lambda _: report.page(RESULTS),
+    "options.md": lambda _: options_page(read(RESULTS / "atp-options.json")),
+    "performance.md": lambda _: performance_page(RESULTS),
+    "reliability.md": lambda _: reliability_page(
+        read(RESULTS / "reliability.json")["rows"], "benchmarks/results/reliability.json"
+    ),
+    "reproduction.md": lambda folder: reproduction_page(RESULTS, folder),
+}
+
+
+@pytest.mark.parametrize("name", RENDERED)
+def test_a_rendered_page_is_what_the_committed_results_say(name: str, tmp_path: Path) -> None:
+    assert RENDERED[name](tmp_path) == (ROOT / "docs" / name).read_text(encoding="utf-8")
+
+
+def test_the_readme_s_figures_are_the_committed_ones() -> None:
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    demo = json.loads((RESULTS / "quickstart.json").read_text())
+    small = demo["small_budget"]
+    shares = [row["mean_tokens"] / row["visual_tokens"] for row in (demo, small)]
+    kept = [100 * row["accuracy_kept"] for row in (demo, small)]
+    assert (
+        f"keeps {kept[0]:.1f} % of its accuracy with {100 * shares[0]:.1f} % of the visual tokens "
+        f"and {kept[1]:.1f} % with {100 * shares[1]:.1f} %"
+    ) in text
+    speeds = json.loads((RESULTS / "speed-cpu.json").read_text())["prefill"]
+    one, eight = speeds["b1"], speeds["b8"]
+    speedups, ratios = ([row[name] for row in (one, eight)] for name in ("speedup", "oracle_ratio"))
+    assert (
+        f"prefill is {speedups[0]:.2f} times as fast at batch 1 and {speedups[1]:.2f} times at "
+        f"batch 8, and {ratios[0]:.3f} and {ratios[1]:.3f} of the best possible"
+    ) in text
+    kept_by: dict[str, list[float]] = {}
+    for row in read(RESULTS / "table1.json")["rows"]:
+        if (row["block"], row["share"]) == ("mean", 0.15) and "accuracy_kept" in row:
+            kept_by.setdefault(row["method"], []).append(row["accuracy_kept"])
+    ours = kept_by["ATP"]
+    best = max((v for name, v in kept_by.items() if not name.startswith("ATP")), key=sum)
+    assert len(ours) == len(best) == 3
+    assert (
+        f"keeps {spread(ours)} % of the accuracy and the best other method {spread(best)} %" in text
+    )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8"))
+    missing = [link for link in links if not (page.parent / link).exists()]
+    assert not missing
