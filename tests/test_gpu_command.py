@@ -322,7 +322,7 @@ def test_speed_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         batch, prefill = found["batches"][size], found["prefill"][size]
         assert prefill["rounds"] == {"unpruned": 1, "oracle": 1, "ATP": 1}
         assert prefill["speedup"] == pytest.approx(prefill["unpruned_s"] / prefill["atp_s"])
-        assert batch["decode"]["words_per_s"]["ATP"] == rows / batch["decode"]["atp_s"]
+        assert batch["decode"]["tokens_per_s"]["ATP"] == rows / batch["decode"]["atp_s"]
         assert batch["pruner"]["all"] > 0
         memory = batch["memory"]
         assert memory["ATP"]["kv_bytes"] == memory["oracle"]["kv_bytes"]
@@ -353,7 +353,7 @@ def test_what_runs_out_of_memory_is_noted(tmp_path: Path, monkeypatch: pytest.Mo
     assert found["out_of_memory"] == {"b8 unpruned": words, "b8 oracle": words}
     assert set(found["batches"]["b8"]["memory"]) == {"ATP"}
     assert found["prefill"]["b8"].keys() == {"atp_s", "spread", "rounds"}
-    assert found["batches"]["b8"]["decode"]["words_per_s"].keys() == {"ATP"}
+    assert found["batches"]["b8"]["decode"]["tokens_per_s"].keys() == {"ATP"}
     assert found["prefill"]["b1"]["speedup"] > 0
     assert found["left_out"] == []
     job(step, tmp_path).save(found, "done")

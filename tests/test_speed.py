@@ -23,17 +23,8 @@ from benchmarks.speed.timing import interleaved, ratio, spread
 from benchmarks.speed.variants import core, features_once, rivals
 from tokenprune.engine.arguments import cache_in
 
-TINY = replace(
-    CPU,
-    layers=6,
-    width=64,
-    mlp=96,
-    heads=4,
-    side=12,
-    tower_layers=3,
-    tower_width=64,
-    modules=(1, 3, 4),
-)
+TINY = replace(CPU, layers=6, width=64, mlp=96, heads=4, side=12, prune_after=(1, 3, 4))
+TINY = replace(TINY, tower_layers=3, tower_width=64)
 
 
 @pytest.mark.parametrize("batch", [1, 3])

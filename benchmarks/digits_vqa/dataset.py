@@ -120,8 +120,8 @@ def picture_text(processor: Any) -> str:
 
 def last_positions(attention_mask: torch.Tensor) -> torch.Tensor:
     """Return the position of each row's last token that is not padding."""
-    places = torch.arange(attention_mask.shape[1], device=attention_mask.device)
-    return (attention_mask * places).argmax(-1)
+    positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+    return (attention_mask * positions).argmax(-1)
 
 
 def answer_ids(processor: Any, samples: Sequence[Sample]) -> torch.Tensor:

@@ -50,20 +50,20 @@ def main(arguments: list[str] | None = None) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         for step in steps:
             path = folder / f"{step.name}.json"
-            here(Job(step.name, options.device, options.tiny, options.limit, path), step.module)
+            here(Job(step.name, options.device, options.tiny, options.limit, path), step.program)
         return 0
     well = run(steps, folder, options.limit, command_of(folder, options.device, options.tiny))
     print(render(folder))
     return 0 if well else 1
 
 
-def here(job: Job, module: str) -> None:
+def here(job: Job, program: str) -> None:
     """Run a step in this process."""
     # torch is imported from here on only: before, it is not known to be there.
     from .device import prepare
 
     with prepare(job.device):
-        found = import_module(f"{__package__}.{module}").measure(job)
+        found = import_module(f"{__package__}.{program}").measure(job)
     job.save(found, "done")
 
 

@@ -25,7 +25,7 @@ class _Adapters(MetaPathFinder):
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Where the module is, or None for the other finders to look."""
+        """Return where `tokenprune.adapters` is. None: another finder's import."""
         package = str(ROOT / "tokenprune")
         if name != "tokenprune.adapters" or package not in [
             str(Path(p).resolve()) for p in path or ()

@@ -66,13 +66,13 @@ def card(device: str) -> dict[str, Any]:
 
 
 def _driver() -> str | None:
-    """The driver's version, which torch does not tell."""
+    """Return the driver's version, which torch does not know."""
     ask = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        told = subprocess.run(ask, capture_output=True, text=True, check=True, timeout=20).stdout
+        found = subprocess.run(ask, capture_output=True, text=True, check=True, timeout=20).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    return told.split("\n")[0].strip() or None
+    return found.split("\n")[0].strip() or None
 
 
 def release(device: str) -> None:

@@ -55,7 +55,7 @@ def _commit() -> str | None:
     """Of this checkout, with "-dirty" where files differ from it. None: git does not say."""
     ask = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"]
     try:
-        told = subprocess.run(ask, cwd=ROOT, capture_output=True, text=True, check=True, timeout=20)
+        done = subprocess.run(ask, cwd=ROOT, capture_output=True, text=True, check=True, timeout=20)
     except (OSError, subprocess.SubprocessError):
         return None
-    return told.stdout.strip() or None
+    return done.stdout.strip() or None

@@ -75,8 +75,8 @@ def check(dtype: torch.dtype, width: int, kind: str, device: str, tiny: bool) ->
     Returns
     -------
     dict
-        ``works``: what the library's own check before the first use says; ``warnings``: with what
-        words. ``error``: the largest difference, ``relative``: ‖difference‖ / ‖expected‖. Or
+        ``works``: result of the library's own check before the first use; ``warnings``: its
+        messages. ``error``: the largest difference, ``relative``: ‖difference‖ / ‖expected‖. Or
         ``not_run``: why there is nothing to compare.
     """
     row = _row(dtype, width, kind)
@@ -90,13 +90,13 @@ def check(dtype: torch.dtype, width: int, kind: str, device: str, tiny: bool) ->
     start = time.perf_counter()
     fused.attention_received(query, key, weights, mask)
     row["first_call_s"] = time.perf_counter() - start
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         if device == "cuda":  # elsewhere the library does not ask
             row["works"] = _fused_works(
                 query.device, dtype, width, mask.dtype if mask is not None else None
             )
-    row["warnings"] = [str(each.message) for each in said]
+    row["warnings"] = [str(each.message) for each in caught]
     expected = attention_received_reference(query, key, weights, mask)
     lse = log_sum_exp(query, key, mask)
     row |= {"error": 0.0, "relative": 0.0, "right": True}
@@ -172,7 +172,7 @@ def _difference(left: Tensor | None, lse: Tensor) -> float | None:
 
 @torch.no_grad()
 def times(dtype: torch.dtype, width: int, kind: str, device: str, tiny: bool) -> dict[str, Any]:
-    """Milliseconds on the first module's tokens of LLaVA-1.5-7B at batch 8, in turns.
+    """Milliseconds on the tokens of the first pruning step of LLaVA-1.5-7B at batch 8, in turns.
 
     Of the Triton kernels in one pass, where attention left its log-sum-exp, and in two; of the
     plain version; and of the layer's own attention, which has the same product to do and one more.

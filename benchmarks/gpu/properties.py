@@ -126,7 +126,7 @@ def counted(report: Path) -> dict[str, Any]:
 def _outcome(case: ElementTree.Element) -> tuple[str, str]:
     """Of a test: its outcome, and why."""
     for kind in ("failure", "error", "skipped"):
-        told = case.find(kind)
-        if told is not None:
-            return "skipped" if kind == "skipped" else "failed", told.get("message") or ""
+        node = case.find(kind)
+        if node is not None:
+            return "skipped" if kind == "skipped" else "failed", node.get("message") or ""
     return "passed", ""

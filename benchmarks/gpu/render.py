@@ -110,7 +110,7 @@ def _speed(steps: dict[str, dict[str, Any]]) -> str:
         for size, batch in found["batches"].items():
             memory, pruner = batch.get("memory", {}), batch.get("pruner", {})
             prefill, decode = found["prefill"].get(size, {}), batch.get("decode", {})
-            words = decode.get("words_per_s", {})
+            tokens = decode.get("tokens_per_s", {})
             body.append(
                 [
                     f"{found['shape']}, {size}",
@@ -121,17 +121,17 @@ def _speed(steps: dict[str, dict[str, Any]]) -> str:
                     _number(prefill.get("speedup"), 1, ".2f"),
                     _number(prefill.get("oracle_ratio"), 1, ".3f"),
                     _number(pruner.get("all"), 1e3, ".2f"),
-                    *_both(words, 1, ".0f"),
+                    *_both(tokens, 1, ".0f"),
                     *_both({n: m["peak_bytes"] for n, m in memory.items()}, 2**-30, ".2f"),
                     *_both({n: m["kv_bytes"] for n, m in memory.items()}, 2**-20, ".0f"),
                 ]
             )
     head = ["prefill, ms", "unpruned", "oracle", "ATP", "speed-up", "oracle ratio", "pruner ms"]
-    head += ["words/s", "ATP", "peak GiB", "ATP", "cache MiB", "ATP"]
+    head += ["tokens/s", "ATP", "peak GiB", "ATP", "cache MiB", "ATP"]
     notes = [
-        f"- {found['shape']}, {what}: {words}"
+        f"- {found['shape']}, {what}: {message}"
         for found in steps.values()
-        for what, words in found["out_of_memory"].items()
+        for what, message in found["out_of_memory"].items()
     ]
     notes += [
         f"- {found['shape']}: not measured: {', '.join(found['left_out'])}"

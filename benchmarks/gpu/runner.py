@@ -25,7 +25,7 @@ from .steps import ENVIRONMENT, Step, missing
 __all__ = ["Command", "command_of", "run"]
 
 Command = Callable[[Step, float], Sequence[str]]
-"""The command that runs a step, which is told the seconds it has."""
+"""Returns the command that runs a step within some seconds."""
 
 _LEAST = 5.0  # seconds that are worth a process
 _TAIL = 15  # lines of its output that are kept of a step that failed
@@ -113,8 +113,8 @@ def _run_one(step: Step, path: Path, log: Path, seconds: float, command: Command
         reason = f"ended after {seconds:.0f} s; what was measured by then is here"
         write(path, {**head, **read(path), "status": "cut", "reason": reason})
     elif code or read(path).get("status") != "done":
-        said = printed[-1] if len(printed) > 1 else "it said nothing"
-        reason = f"exit status {code}: {said}"
+        last = printed[-1] if len(printed) > 1 else "it printed nothing"
+        reason = f"exit status {code}: {last}"
         kept = {**head, **read(path), "status": "failed", "reason": reason}
         write(path, {**kept, "output": printed[-_TAIL:]})
 

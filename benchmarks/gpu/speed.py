@@ -29,7 +29,7 @@ ROUNDS = {1: 15, 8: 7, 32: 4}
 """Batch → rounds, each of which runs every variant once."""
 
 _DTYPE = torch.bfloat16
-_WORDS = 16
+_NEW_TOKENS = 16
 _FAR = 0.12  # how far ATP's logits may be from the oracle's, as tests/support/tolerance.py has it
 _PIECES = ("memory", "prefill", "pruner", "decode")
 
@@ -39,21 +39,16 @@ def shape_of(job: Job) -> Shape:
     shape = SHAPES[job.step.removeprefix("speed-")]
     if not job.tiny:
         return shape
-    return replace(
-        shape,
-        name=f"{shape.name}, tiny",
-        layers=5,
-        width=32,
-        mlp=32,
-        heads=4,
-        kv_heads=shape.kv_heads and 2,
-        side=4,
-        before=4,
-        after=3,
-        tower_layers=2,
-        tower_width=64,
-        modules=(0, 1, 3),
-    )
+    decoder: dict[str, Any] = {
+        "layers": 5,
+        "width": 32,
+        "mlp": 32,
+        "heads": 4,
+        "prune_after": (0, 1, 3),
+    }
+    prompt = {"side": 4, "before": 4, "after": 3, "tower_layers": 2, "tower_width": 64}
+    kv_heads = 2 if shape.kv_heads else None
+    return replace(shape, name=f"{shape.name}, tiny", kv_heads=kv_heads, **decoder, **prompt)
 
 
 def measure(job: Job) -> dict[str, Any]:
@@ -64,8 +59,8 @@ def measure(job: Job) -> dict[str, Any]:
     dict
         What `benchmarks.speed` writes of a shape, as far as it is measured here, and for each batch
         ``memory`` (peak bytes on top of the weights, bytes of the cache), ``pruner`` and
-        ``decode``. ``out_of_memory``: what was tried, and torch's words. ``left_out``: what is not
-        measured yet.
+        ``decode``. ``out_of_memory``: what was tried, and torch's message. ``left_out``: what is
+        not measured yet.
     """
     return Speed(job).measure()
 
@@ -119,8 +114,8 @@ class Speed:
     def scored_by(self) -> str:
         """Which kernel computes attention received in this model."""
         width = self.shape.width // self.shape.heads
-        place = self.model.device
-        return "triton" if _fused_works(place, _DTYPE, width, None) else "plain torch"
+        device = self.model.device
+        return "triton" if _fused_works(device, _DTYPE, width, None) else "plain torch"
 
     def note(self, **values: Any) -> None:
         """Add results, and save all."""
@@ -175,11 +170,11 @@ class Speed:
                     "pruner",
                     lambda: scoring.split(model, shape, kept, forward, min(rounds, 5), device),
                 )
-        words = 2 if self.job.tiny else _WORDS
-        decode = partial(inference.decode, model, batch, fit, words, min(rounds, 3), device)
+        tokens = 2 if self.job.tiny else _NEW_TOKENS
+        decode = partial(inference.decode, model, batch, fit, tokens, min(rounds, 3), device)
         took = piece("decode", decode)
         if took is not None:
-            took["words_per_s"] = {n: size / took[f"{n.lower()}_s"] for n in fit}
+            took["tokens_per_s"] = {n: size / took[f"{n.lower()}_s"] for n in fit}
         if size == 1:
             # Where `benchmarks.speed` has them.
             self.note(**{name: here[name] for name in ("pruner", "decode") if name in here})
@@ -204,12 +199,12 @@ class Speed:
         for name in variants:
             self.attempt(f"b{size} {name}", partial(once, name))
         if {"oracle", "ATP"} <= found.keys():
-            (ours, our_lengths), (theirs, their_lengths) = last["ATP"], last["oracle"]
-            off = ((ours - theirs).norm() / theirs.norm()).item()
+            (logits, lengths), (expected, expected_lengths) = last["ATP"], last["oracle"]
+            off = ((logits - expected).norm() / expected.norm()).item()
             found["ATP"]["logits_off_oracle"] = off
-            if our_lengths != their_lengths:
+            if lengths != expected_lengths:
                 self.found["wrong"].append(
-                    f"b{size}: cache of {our_lengths}, oracle's {their_lengths}"
+                    f"b{size}: cache of {lengths}, oracle's {expected_lengths}"
                 )
             if not off <= _FAR:  # NaN too
                 self.found["wrong"].append(

@@ -16,22 +16,22 @@ _LIBRARY = ("einops", "numpy", "PIL", "rich", "safetensors", "torch", "transform
 
 @dataclass(frozen=True)
 class Step:
-    """A step is a module with ``measure(job)``, which gives its results and saves them as it goes.
+    """A Python file with ``measure(job)``, which returns the results and saves them as it goes.
 
     Attributes
     ----------
     name : str
         Of the step and of its file.
-    module : str
-        In this package.
+    program : str
+        Python file of this package, without its suffix.
     seconds : float
         That are kept for it. What earlier steps leave over comes on top.
     needs : tuple of str
-        Modules without which it is not begun.
+        Packages without which it is not begun.
     """
 
     name: str
-    module: str
+    program: str
     seconds: float
     needs: tuple[str, ...] = _LIBRARY
 
@@ -48,5 +48,5 @@ STEPS = (
 
 
 def missing(step: Step) -> list[str]:
-    """The modules that the step needs and that cannot be imported."""
+    """Return the packages that the step needs and that cannot be imported."""
     return [name for name in step.needs if find_spec(name) is None]

@@ -1,1 +1,1 @@
-"""The paper's tables and figures on the small LLaVA, one module each: ``make reproduce``."""
+"""The paper's tables and figures on the small LLaVA, one file each: ``make reproduce``."""

@@ -8,7 +8,7 @@ from typing import Any
 import tokenprune as tp
 from benchmarks.store import Store
 
-from .setting import Setting, atp, calibration, measure, open_store, questions_of, unpruned
+from .setting import Setting, atp, calibration, measure_held_out, open_store
 
 __all__ = ["CHOICES", "run"]
 
@@ -51,6 +51,6 @@ def one(
             tp.calibrate(model, list(calibration(setting, seed)), share * total)
         except ValueError as error:
             return {"unreachable": str(error)}
-        return measure(model, questions_of(setting, seed), unpruned(setting, seed))
+        return measure_held_out(model, setting, seed)
 
     store.once(made, method=name, share=share, seed=seed)

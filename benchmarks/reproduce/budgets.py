@@ -44,7 +44,7 @@ def fastv_at(layer: int, share: float, total: int, depth: int) -> float | None:
 def at_mean(share: float, total: int, depth: int) -> dict[str, MethodConfig | None]:
     """Configurations whose mean over all layers is a share of the tokens. None: out of reach."""
     places = tp.PyramidDropConfig.default_depths
-    quarters = tuple(round(depth * place) - 1 for place in places)
+    quarters = tuple(round(depth * share_of_depth) - 1 for share_of_depth in places)
     configs = _before(share, total)
     few = fastv_at(1, share, total, depth)
     configs["FastV"] = None if few is None else tp.FastVConfig(layer=1, keep=few)

@@ -1,4 +1,4 @@
-"""What the paper and this library claim, asked of the rows."""
+"""Check the claims of the paper and of this library against the rows."""
 
 from __future__ import annotations
 

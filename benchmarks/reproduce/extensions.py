@@ -10,7 +10,7 @@ from typing import Any
 import tokenprune as tp
 from tokenprune.engine import engine_of
 
-from .setting import Setting, atp, calibration, measure, open_store, questions_of, unpruned
+from .setting import Setting, atp, calibration, measure_held_out, open_store
 
 __all__ = ["CHOICES", "run"]
 
@@ -53,4 +53,4 @@ def one(
         tp.wrap(tp.unwrap(model), dataclasses.replace(config, text_threshold=threshold))
         engine_of(model).method.load_state_dict(heads)
     tp.calibrate(model, list(calibration(setting, seed)), share * model.config.image_seq_length)
-    return measure(model, questions_of(setting, seed), unpruned(setting, seed))
+    return measure_held_out(model, setting, seed)

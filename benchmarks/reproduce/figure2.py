@@ -29,7 +29,7 @@ COARSE = ("count", "color_of_leftmost", "color_of_rightmost", "color_of_topmost"
 
 
 def run(setting: Setting, results: Path, work: Path) -> None:
-    """Measure what is missing. No heads are asked: tokens are ranked by the redundant score."""
+    """Measure what is missing. No heads are used: tokens are ranked by the redundant score."""
     store = open_store(results, "figure2", setting)
     for seed in setting.seeds:
         for kind, kinds in (("fine", FINE), ("coarse", COARSE)):

@@ -157,7 +157,7 @@ Accuracy by kind of question at {kinds:.0%} mean tokens:
 def _table2(rows: list[Row], folder: Path) -> str:
     return f"""## Table 2: adaptive against fixed
 
-The same heads, the same mean counts after each module; "fixed" keeps that many of every picture,
+The same heads, the same mean counts after each step; "fixed" keeps that many of every picture,
 those farthest above the thresholds.
 
 {_budgets(rows, {})}"""
@@ -175,7 +175,7 @@ same pictures and steps, trained at 25 %.
 def _ablations(rows: list[Row], folder: Path) -> str:
     lost = [f"{r['method']} at {r['share']:.0%}" for r in rows if "unreachable" in r]
     note = "Out of reach: " + ", ".join(sorted(set(lost))) + ".\n" if lost else ""
-    return f"""## Tables 4 and 5: what each part brings
+    return f"""## Tables 4 and 5: what each part contributes
 
 Heads trained anew with each choice.
 
@@ -260,9 +260,9 @@ def _extensions(rows: list[Row], folder: Path) -> str:
     head = ["", "accuracy kept, %", "mean / final tokens", "KV bytes left", "prefill FLOPs left"]
     return f"""## Beyond the paper: tokens that come back, text that goes
 
-Both are options of ATP, off by default. *Revival*: tokens dropped at one module may come back at
+Both are options of ATP, off by default. *Revival*: tokens dropped at one step may come back at
 the next (heads trained so; the keys that scoring them needs are not in the FLOPs). *Text above x*:
-from the second module on, instruction tokens stay whose share-normalised attention from the
+from the second step on, instruction tokens stay whose share-normalised attention from the
 prompt's text is above x (the same heads as without). The prompts here have about fifteen text
 tokens: on a real model, whose prompts are longer, text is a larger part of what is left.
 

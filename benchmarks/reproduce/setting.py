@@ -28,6 +28,7 @@ __all__ = [
     "calibration",
     "load",
     "measure",
+    "measure_held_out",
     "open_store",
     "processor",
     "questions_of",
@@ -124,6 +125,11 @@ def measure(model: Any, test: list[Sample], base: float) -> dict[str, Any]:
         "kv_share": summary["kv_bytes"] / summary["kv_bytes_unpruned"],
         "flops_share": summary["prefill_flops"] / summary["prefill_flops_unpruned"],
     }
+
+
+def measure_held_out(model: Any, setting: Setting, seed: int) -> dict[str, Any]:
+    """Measure a wrapped model on the held-out questions of a seed, against the unpruned model."""
+    return measure(model, questions_of(setting, seed), unpruned(setting, seed))
 
 
 def start(model: Any, setting: Setting, seed: int, target: float) -> None:

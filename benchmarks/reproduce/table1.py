@@ -22,17 +22,12 @@ from .setting import (
     atp,
     calibration,
     load,
-    measure,
+    measure_held_out,
     open_store,
     processor,
-    questions_of,
-    unpruned,
 )
 
 __all__ = ["run"]
-
-SPARSEVLM = tp.SparseVLMConfig.default_depths
-"""SparseVLM's places, as shares of the depth."""
 
 
 def run(setting: Setting, results: Path, work: Path) -> None:
@@ -51,7 +46,6 @@ def trained(
     store: Store, setting: Setting, seed: int, share: float, block: str, work: Path
 ) -> None:
     """ATP, with trained heads and with calibration alone, and random drops of the same counts."""
-    test, base = questions_of(setting, seed), unpruned(setting, seed)
 
     def made(heads: bool) -> dict[str, Any]:
         model = atp(setting, seed, work) if heads else load()
@@ -59,7 +53,7 @@ def trained(
             target = 0.25 * model.config.image_seq_length
             tp.wrap(model, tp.ATPConfig(layers=LAYERS, target_tokens=target))
         to_budget(model, setting, share, block, seed)
-        return measure(model, test, base)
+        return measure_held_out(model, setting, seed)
 
     keys = {"share": share, "block": block, "seed": seed}
     row = store.once(lambda: made(heads=True), method="ATP", **keys)
@@ -98,7 +92,7 @@ def measured(model: Any, batches: list[dict[str, Any]]) -> dict[str, Any]:
 def wrapped(config: MethodConfig, setting: Setting, seed: int) -> dict[str, Any]:
     """One method as configured."""
     model = tp.wrap(load(), config)
-    return measure(model, questions_of(setting, seed), unpruned(setting, seed))
+    return measure_held_out(model, setting, seed)
 
 
 def plain(

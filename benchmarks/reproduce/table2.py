@@ -10,7 +10,7 @@ from benchmarks.store import Store
 from tokenprune.methods.atp import ATP
 from tokenprune.methods.ranking import highest
 
-from .setting import LAYERS, Setting, atp, calibration, measure, open_store, questions_of, unpruned
+from .setting import LAYERS, Setting, atp, calibration, measure_held_out, open_store
 
 __all__ = ["fix", "run"]
 
@@ -58,7 +58,6 @@ def run(setting: Setting, results: Path, work: Path) -> None:
 
 def pair(store: Store, setting: Setting, seed: int, share: float, work: Path) -> None:
     """One training, one budget: adaptive, and the mean counts of that for every picture."""
-    test, base = questions_of(setting, seed), unpruned(setting, seed)
 
     def calibrated() -> Any:
         model = atp(setting, seed, work)
@@ -68,9 +67,11 @@ def pair(store: Store, setting: Setting, seed: int, share: float, work: Path) ->
     def fixed(counts: tuple[float, ...]) -> dict[str, Any]:
         model = calibrated()
         fix(model, counts)
-        return measure(model, test, base)
+        return measure_held_out(model, setting, seed)
 
     keys = {"share": share, "seed": seed}
-    row = store.once(lambda: measure(calibrated(), test, base), method="adaptive", **keys)
+    row = store.once(
+        lambda: measure_held_out(calibrated(), setting, seed), method="adaptive", **keys
+    )
     counts = tuple(row["kept_per_layer"][layer + 1] for layer in LAYERS)
     store.once(lambda: fixed(counts), method="fixed", **keys)

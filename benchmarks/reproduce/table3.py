@@ -19,12 +19,10 @@ from .setting import (
     Setting,
     calibration,
     load,
-    measure,
+    measure_held_out,
     open_store,
     processor,
-    questions_of,
     start,
-    unpruned,
 )
 
 __all__ = ["run"]
@@ -50,7 +48,7 @@ def run(setting: Setting, results: Path, work: Path) -> None:
             total = model.config.image_seq_length
             for share in wanted:
                 tp.calibrate(model, list(calibration(setting, seed)), share * total)
-                made = partial(measure, model, questions_of(setting, seed), unpruned(setting, seed))
+                made = partial(measure_held_out, model, setting, seed)
                 store.once(made, method=tuned, share=share, seed=seed)
 
 

@@ -66,8 +66,8 @@ def costs(visual: list[int], text: int) -> dict[str, Any]:
     for layer, n in zip(model.layers, (m + text for m in visual), strict=True):
         with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
             hidden = torch.empty(1, n, 4096, dtype=torch.float16)
-            places = model.rotary_emb(hidden, torch.arange(n)[None])
-            layer(hidden, position_embeddings=places, **{cache_parameter(layer.forward): cache})
+            embeddings = model.rotary_emb(hidden, torch.arange(n)[None])
+            layer(hidden, position_embeddings=embeddings, **{cache_parameter(layer.forward): cache})
         flops += counter.get_total_flops()
     held: Any = cache.layers
     filled = [part for layer in held for part in (layer.keys, layer.values)]

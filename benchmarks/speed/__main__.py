@@ -31,7 +31,7 @@ from .variants import core, features_once, rivals
 
 
 def measure(quick: bool, device: str, shape: Shape) -> dict[str, Any]:
-    """Everything that is asked for."""
+    """Measure prefill and overheads, and without `quick` the rest."""
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     model = build(shape, device, dtype)
     rounds, many = 5, 30  # many where a hundredth matters
@@ -74,7 +74,7 @@ def measure(quick: bool, device: str, shape: Shape) -> dict[str, Any]:
     eight = 8 if device == "cpu" else 32
     note("throughput", inference.throughput(model, shape, eight, 8, device, dtype))
     variants = core(model, shape, kept)
-    note("first_word", inference.prefill(model, batch, variants, rounds, device, tower=True))
+    note("first_token", inference.prefill(model, batch, variants, rounds, device, tower=True))
     others = {**variants, **rivals(model, shape, kept)}
     del others["ATP, full map"]
     note("methods", inference.prefill(model, batch, others, rounds, device, tower=True))

@@ -1,4 +1,4 @@
-"""Prefill, the first word, each next one, and whole answers."""
+"""Prefill, the first token, each further token, and whole answers."""
 
 from __future__ import annotations
 
@@ -15,23 +15,26 @@ from tokenprune.engine.arguments import cache_in, cache_parameter
 
 from .kept import kept_of
 from .shapes import Shape, inputs
-from .timing import Variant, interleaved, median, ratio, ratios, spread, synchronise
+from .timing import Variant, Variants, interleaved, median, ratio, ratios, spread, synchronise
 from .variants import atp, features_once
 
 __all__ = ["decode", "end_to_end", "prefill", "throughput"]
 
-# Of these little is asked, and they take long.
+Batch = dict[str, Tensor]
+"""What the processor makes of prompts."""
+
+# They take long, and their figures may be rough.
 _SLOW = ("unpruned", "ATP, full map")
 
 
 def forward(model: Any, batch: Mapping[str, Tensor]) -> Any:
-    """One prefill with a cache; the head reads the last position."""
+    """Run one prefill with a cache; the language-model head reads the last position only."""
     with torch.inference_mode():
         return model(**batch, use_cache=True, logits_to_keep=1)
 
 
 def against_oracle(times: Mapping[str, list[float]]) -> dict[str, Any]:
-    """Medians, the two ratios that matter (of what was measured), and everything that was."""
+    """Summarise times as medians, spreads, and the ratios to the oracle and the unpruned model."""
     found: dict[str, Any] = {f"{_short(name)}_s": median(took) for name, took in times.items()}
     if {"oracle", "ATP"} <= times.keys():
         found["oracle_ratio"] = ratio(times["oracle"], times["ATP"])
@@ -50,14 +53,9 @@ def _short(name: str) -> str:
 
 
 def prefill(
-    model: Any,
-    batch: dict[str, Tensor],
-    variants: Mapping[str, Variant],
-    rounds: int,
-    device: str,
-    tower: bool = False,
+    model: Any, batch: Batch, variants: Variants, rounds: int, device: str, tower: bool = False
 ) -> dict[str, Any]:
-    """The decoder on the prompt: the tower's features are there already, or it runs too."""
+    """Measure the decoder on the prompt, and with `tower` the vision tower before it."""
     with nullcontext() if tower else features_once(model, batch):
         times = interleaved(variants, lambda: forward(model, batch), rounds, device, once=_SLOW)
     return against_oracle(times)
@@ -67,18 +65,18 @@ def throughput(
     model: Any,
     shape: Shape,
     rows: int,
-    words: int,
+    new_tokens: int,
     device: str,
     dtype: torch.dtype,
 ) -> dict[str, Any]:
-    """Words a second, all rows together, at the largest batch whose cache fits into one budget.
+    """Measure decoded tokens a second at the largest batch whose cache fits into one budget.
 
     Parameters
     ----------
     rows : int
         The budget: the cache of so many unpruned prompts.
-    words : int
-        That each row is given after its prompt.
+    new_tokens : int
+        Decoded in each row after its prompt.
     """
     found: dict[str, Any] = {}
     for name in ("unpruned", "ATP"):
@@ -97,47 +95,42 @@ def throughput(
             found["budget_bytes"] = rows * row_bytes
         batch, variant = prepare(found["budget_bytes"] // row_bytes)
         size = len(batch["input_ids"])
-        word = torch.full((size, 1), 9, device=device)
+        token = torch.full((size, 1), 9, device=device)
         with features_once(model, batch), variant(), torch.inference_mode():
             synchronise(device)
             start = time.perf_counter()
             cache = cache_of(forward(model, batch))
             synchronise(device)
             middle = time.perf_counter()
-            for _ in range(words):
-                model(input_ids=word, **{cache_parameter(model.forward): cache})
+            for _ in range(new_tokens):
+                model(input_ids=token, **{cache_parameter(model.forward): cache})
             synchronise(device)
             end = time.perf_counter()
         found[name] = {
             "rows": size,
             "prompts_per_s": size / (middle - start),
-            "words_per_s": size * words / (end - middle),
+            "tokens_per_s": size * new_tokens / (end - middle),
         }
     return found
 
 
 def cache_of(output: Any) -> Any:
-    """The key-value cache that a forward filled."""
+    """Return the key-value cache that a forward filled."""
     return cache_in(output.values())
 
 
 def cache_bytes(cache: Any) -> int:
-    """Of all keys and values."""
+    """Return the bytes of all keys and values of a cache."""
     return sum(part.nbytes for layer in cache.layers for part in (layer.keys, layer.values))
 
 
 def decode(
-    model: Any,
-    batch: dict[str, Tensor],
-    variants: Mapping[str, Variant],
-    words: int,
-    rounds: int,
-    device: str,
+    model: Any, batch: Batch, variants: Variants, new_tokens: int, rounds: int, device: str
 ) -> dict[str, Any]:
-    """Seconds of each word after the first, on the cache that the prefill left."""
+    """Measure the seconds of each token after the first, on the cache that the prefill left."""
     found: dict[str, list[float]] = {name: [] for name in variants}
     rows = len(batch["input_ids"])
-    word = torch.full((rows, 1), 9, device=device)
+    token = torch.full((rows, 1), 9, device=device)
     with features_once(model, batch):
         for _ in range(rounds):
             for name, variant in variants.items():
@@ -145,12 +138,12 @@ def decode(
                     cache = cache_of(forward(model, batch))
                     mask = batch["attention_mask"]
                     seconds = []
-                    for _ in range(words):
+                    for _ in range(new_tokens):
                         mask = torch.cat([mask, mask[:, -1:]], dim=1)
                         synchronise(device)
                         start = time.perf_counter()
                         model(
-                            input_ids=word,
+                            input_ids=token,
                             attention_mask=mask,
                             **{cache_parameter(model.forward): cache},
                         )
@@ -162,20 +155,17 @@ def decode(
 
 
 def end_to_end(
-    model: Any,
-    batch: dict[str, Tensor],
-    variants: Mapping[str, Variant],
-    lengths: tuple[int, ...],
-    rounds: int,
-    device: str,
+    model: Any, batch: Batch, variants: Variants, lengths: tuple[int, ...], rounds: int, device: str
 ) -> dict[str, Any]:
-    """Seconds of `generate`, tower included, for answers of some lengths."""
+    """Measure the seconds of `generate`, tower included, for answers of some lengths."""
 
-    def answer(words: int) -> None:
-        model.generate(**batch, max_new_tokens=words, min_new_tokens=words, do_sample=False)
+    def answer(new_tokens: int) -> None:
+        model.generate(
+            **batch, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False
+        )
 
     found = {}
-    for words in lengths:
-        times = interleaved(variants, partial(answer, words), rounds, device, ("unpruned",))
-        found[str(words)] = against_oracle(times)
+    for new_tokens in lengths:
+        times = interleaved(variants, partial(answer, new_tokens), rounds, device, ("unpruned",))
+        found[str(new_tokens)] = against_oracle(times)
     return found

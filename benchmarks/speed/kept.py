@@ -1,4 +1,4 @@
-"""Which tokens stay: written down in advance, so that everybody computes on the same ones."""
+"""Which tokens stay: prescribed, so that every variant computes on the same ones."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from .shapes import Shape
 
 __all__ = ["COMPLEX", "SIMPLE", "Forced", "Kept", "force", "kept_of"]
 
-# The paper's counts after its three modules, of 576 (its visualisation).
+# The paper's counts after its three pruning steps, of 576 (its visualisation).
 COMPLEX, SIMPLE = (143, 109, 21), (106, 81, 19)
 
 
 @dataclass(frozen=True)
 class Kept:
-    """The positions alive after each module: bool, (batch, length) each."""
+    """Positions that stay after each pruning step: bool, (batch, length) each."""
 
     after: tuple[Tensor, ...]
 
 
 def kept_of(shape: Shape, batch: int, device: str, ragged: bool) -> Kept:
-    """The paper's counts, in proportion to the shape's tokens.
+    """Draw tokens by the paper's counts, in proportion to the shape's tokens.
 
     Ragged rows go from the simple picture's counts to the complex one's in equal steps; otherwise
     all are the complex one's.
@@ -44,12 +44,12 @@ def kept_of(shape: Shape, batch: int, device: str, ragged: bool) -> Kept:
 
 
 class Forced(tp.Method):
-    """Decide as another method does, and keep what is written down.
+    """Decide as another method does, and keep the tokens that are prescribed.
 
     Parameters
     ----------
     method : Method
-        The one that decides: its time counts, its answer does not.
+        The one that decides. Its time is measured and its selection is not used.
     kept : Kept
     """
 
@@ -63,13 +63,13 @@ class Forced(tp.Method):
         return self.method.begin(context)
 
     def select(self, context: tp.Context) -> tp.Selection:
-        """Keep what is written down."""
+        """Keep the prescribed tokens."""
         selection = self.method.select(context)
         keep = self.kept.after[context.step].gather(1, context.positions)
         return replace(selection, keep=keep)
 
 
 def force(model: Any, kept: Kept) -> None:
-    """Let a wrapped model decide as it does, and keep what is written down."""
+    """Let a wrapped model decide as before, and keep the prescribed tokens."""
     method = model.tokenprune.method
     tp.wrap(tp.unwrap(model), Forced(method, kept))

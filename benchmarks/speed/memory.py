@@ -11,7 +11,7 @@ __all__ = ["peak_bytes"]
 
 
 def peak_bytes(work: Callable[[], Any], device: str) -> int:
-    """Most bytes that were allocated at one time on top of what there was before."""
+    """Measure the most bytes that are allocated at one time beyond those allocated before."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()

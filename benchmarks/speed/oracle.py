@@ -22,19 +22,19 @@ __all__ = ["oracle"]
 
 @contextmanager
 def oracle(model: Any, shape: Shape, kept: Kept) -> Iterator[None]:
-    """The unwrapped model with this inside."""
+    """Hook the unwrapped model to drop the tokens that `kept` prescribes, without deciding."""
     layers = model.model.language_model.layers
     stages: dict[int, Tensor] = {}
     before = torch.ones_like(kept.after[0])
     picks = []
-    for layer, alive in zip(shape.modules, kept.after, strict=True):
+    for layer, alive in zip(shape.prune_after, kept.after, strict=True):
         slots = int(alive.sum(dim=1).max())
-        places = (~alive).byte().argsort(dim=1, stable=True)[:, :slots]
+        positions = (~alive).byte().argsort(dim=1, stable=True)[:, :slots]
         # Within the stage before, where each of them stands.
-        within = (before.long().cumsum(dim=1) - 1).gather(1, places)
+        within = (before.long().cumsum(dim=1) - 1).gather(1, positions)
         picks.append((layer, within.clamp(min=0)))
         for later in range(layer + 1, shape.layers):
-            stages[later] = places
+            stages[later] = positions
         before = alive
     embeddings: dict[int, Any] = {}
     handles = []
@@ -43,19 +43,19 @@ def oracle(model: Any, shape: Shape, kept: Kept) -> Iterator[None]:
         def hook(_: Any, args: Any, output: Any) -> Any:
             hidden = output[0] if isinstance(output, tuple) else output
             if hidden.shape[1] == 1:
-                return output  # a new word
+                return output  # a decoding step
             picked = hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))
             return (picked, *output[1:]) if isinstance(output, tuple) else picked
 
         return hook
 
-    def place(layer: int) -> Any:
+    def embed(layer: int) -> Any:
         def hook(_: Any, args: Any, kwargs: Any) -> Any:
             if kwargs["position_ids"].shape[-1] == 1:
-                return args, kwargs  # a new word
+                return args, kwargs  # a decoding step
             index = stages[layer]
             key = id(index)
-            if layer - 1 in shape.modules or key not in embeddings:
+            if layer - 1 in shape.prune_after or key not in embeddings:
                 cos, sin = kwargs["position_embeddings"]
                 wide = index[..., None].expand(-1, -1, cos.shape[-1])
                 embeddings[key] = tuple(
@@ -70,7 +70,7 @@ def oracle(model: Any, shape: Shape, kept: Kept) -> Iterator[None]:
     for layer, index in picks:
         handles.append(layers[layer].register_forward_hook(drop(index)))
     for layer in stages:
-        handles.append(layers[layer].register_forward_pre_hook(place(layer), with_kwargs=True))
+        handles.append(layers[layer].register_forward_pre_hook(embed(layer), with_kwargs=True))
     try:
         yield
     finally:

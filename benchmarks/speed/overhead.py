@@ -23,11 +23,11 @@ __all__ = ["paused_overhead", "training"]
 def paused_overhead(
     model: Any, shape: Shape, kept: Kept, rounds: int, device: str
 ) -> tuple[float, float]:
-    """How much longer a wrapped, paused model takes, and the rounds' spread: 0.01 is a hundredth.
+    """Measure how much longer a wrapped, paused model takes, and the spread: 0.01 is 1 %.
 
-    For a single word, where what hooks cost is the largest part of the time.
+    For a single token, where what hooks cost is the largest part of the time.
     """
-    word = torch.full((1, 1), 9, device=device)
+    token = torch.full((1, 1), 9, device=device)
     variants: dict[str, Variant] = {
         "unpruned": nullcontext,
         "paused": partial(paused, model, shape, kept),
@@ -35,7 +35,7 @@ def paused_overhead(
 
     def work() -> None:
         with torch.inference_mode():
-            model(input_ids=word)
+            model(input_ids=token)
 
     times = interleaved(variants, work, rounds, device)
     found = ratios(times["paused"], times["unpruned"])
@@ -45,10 +45,10 @@ def paused_overhead(
 def training(
     model: Any, shape: Shape, batch: dict[str, Tensor], rounds: int, device: str
 ) -> dict[str, float]:
-    """A step of the heads, against forward and backward of the same layers without them.
+    """Measure a training step of the heads against forward and backward of the unwrapped layers.
 
     The unwrapped model's gradient goes as far down: to a vector that is added to the output of the
-    layer that the first module follows.
+    layer after which ATP prunes first.
     """
     labels = batch["input_ids"].clone()
     labels[:, :-8] = -100
@@ -58,10 +58,10 @@ def training(
 
     @contextmanager
     def bare() -> Iterator[None]:
-        layer = model.model.language_model.layers[shape.modules[0]]
+        layer = model.model.language_model.layers[shape.prune_after[0]]
         nothing = nn.Parameter(torch.zeros(shape.width, device=device, dtype=model.dtype))
         handle = layer.register_forward_hook(
-            lambda module, given, output: (
+            lambda _, args, output: (
                 (output[0] + nothing, *output[1:])
                 if isinstance(output, tuple)
                 else output + nothing
@@ -72,7 +72,7 @@ def training(
 
     @contextmanager
     def heads() -> Iterator[None]:
-        tp.wrap(model, tp.ATPConfig(layers=shape.modules, target_tokens=shape.side**2 / 2))
+        tp.wrap(model, tp.ATPConfig(layers=shape.prune_after, target_tokens=shape.side**2 / 2))
         tp.train_only_heads(model)
         model.train()
         yield

@@ -1,4 +1,4 @@
-"""What the times should be, from operations counted before anything was measured."""
+"""Expected speed-ups, from operations counted before anything is measured."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["predicted"]
 
 
 def predicted(shape: Shape, bytes_per_value: int) -> dict[str, float]:
-    """Shares of the unpruned prefill's operations and cache, and of what scoring adds.
+    """Count the operations and cache that are left, and what scoring adds.
 
     Returns
     -------
@@ -32,11 +32,11 @@ def predicted(shape: Shape, bytes_per_value: int) -> dict[str, float]:
     )
     text = shape.before + shape.after
     visual = np.full(shape.layers, shape.visual, dtype=np.int64)
-    for layer, count in zip(shape.modules, COMPLEX, strict=True):
+    for layer, count in zip(shape.prune_after, COMPLEX, strict=True):
         visual[layer + 1 :] = round(count * shape.visual / 576)
     pruned, full = visual + text, np.full(shape.layers, shape.length)
     flops, flops_full = (float(decoder.prefill_flops(n).sum()) for n in (pruned, full))
-    at = pruned[list(shape.modules)].astype(float)
+    at = pruned[list(shape.prune_after)].astype(float)
     # Under the causal rule half of the products; heads · width of a head = width of the model.
     scoring = float((at**2 * shape.width).sum())
     values = at * (shape.heads + decoder.kv_heads) * decoder.head_width

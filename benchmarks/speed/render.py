@@ -26,7 +26,7 @@ advance, with no scores, no decision and no wait for the device; hidden states a
 embeddings are picked by indices made before the clock starts. *Oracle ratio* is its time over
 ATP's: 1 is the best there can be. Weights are random; ATP computes its scores, heads and thresholds
 in full, and what is then kept is forced to the paper's counts (143, 109 and 21 of 576 tokens after
-its three modules, the simple picture's 106, 81 and 19 in the lightest row of a ragged batch), so
+its three steps, the simple picture's 106, 81 and 19 in the lightest row of a ragged batch), so
 that the work is the paper's. Variants take turns within a round; figures are medians over rounds,
 ratios medians of the rounds' ratios, ± half of the range between the quartiles, which is how much
 the machine wavers: the median of 30 rounds (5 at batch 8) is surer than one of them.
@@ -65,9 +65,10 @@ def _machine(path: Path, found: dict[str, Any]) -> str:
         f"## {machine}\n",
         f"`{path.name}`, by `{found['command']} --json …`:\n"
         f"{shape.name} ({shape.layers} layers of {shape.width}, MLP {shape.mlp}, "
-        f"{shape.visual} visual and {shape.before + shape.after} text tokens, modules after layers "
-        f"{', '.join(map(str, shape.modules))}), {found['dtype']}, {found['threads']} CPU threads, "
-        f"torch {where['torch']}, transformers {where['transformers']}.\n",
+        f"{shape.visual} visual and {shape.before + shape.after} text tokens, pruned after layers "
+        f"{', '.join(map(str, shape.prune_after))}), {found['dtype']}, "
+        f"{found['threads']} CPU threads, torch {where['torch']}, "
+        f"transformers {where['transformers']}.\n",
         _prediction(shape, found),
         _goals(found),
         _prefill(found),
@@ -86,12 +87,12 @@ def _machine(path: Path, found: dict[str, Any]) -> str:
 
 
 def _prediction(shape: Shape, found: dict[str, Any]) -> str:
-    said = predicted(shape, _VALUE_BYTES[found["dtype"]])
+    expected = predicted(shape, _VALUE_BYTES[found["dtype"]])
     return (
-        f"**Counted before anything was measured**: {said['flops']:.1%} of the decoder's prefill "
-        f"operations are left and {said['kv']:.1%} of the cache, so a prefill can be "
-        f"{said['speedup']:.2f} times as fast where products are all; scoring adds "
-        f"{said['scoring']:.2%} of operations to that.\n"
+        f"**Counted before anything was measured**: {expected['flops']:.1%} of the decoder's "
+        f"prefill operations are left and {expected['kv']:.1%} of the cache, so a prefill can be "
+        f"{expected['speedup']:.2f} times as fast where products are all; scoring adds "
+        f"{expected['scoring']:.2%} of operations to that.\n"
     )
 
 
@@ -99,15 +100,15 @@ def _counted(shapes: Sequence[Shape]) -> str:
     """What is known of shapes that nothing was measured of."""
     body = []
     for shape in shapes:
-        said = predicted(shape, 2)
+        expected = predicted(shape, 2)
         body.append(
             [
                 shape.name,
                 str(shape.length),
-                f"{said['speedup']:.2f}",
-                f"{_bytes(said['kv_bytes'] / said['kv'])} → {_bytes(said['kv_bytes'])}",
-                f"{said['scoring']:.2%}",
-                _bytes(said["scoring_bytes"]),
+                f"{expected['speedup']:.2f}",
+                f"{_bytes(expected['kv_bytes'] / expected['kv'])} → {_bytes(expected['kv_bytes'])}",
+                f"{expected['scoring']:.2%}",
+                _bytes(expected["scoring_bytes"]),
             ]
         )
     head = ["", "prompt tokens", "speed-up at most", "cache of a prompt", "scoring", "it moves"]
@@ -115,14 +116,14 @@ def _counted(shapes: Sequence[Shape]) -> str:
         "## Counted, not measured\n\n"
         "Shapes that wait for a machine, in 16 bits, at the same shares of kept tokens: the "
         "prefill's speed-up where products are all, the operations that scoring adds to what is "
-        "left, and the bytes that all modules together move for it. A GPU moves those in "
+        "left, and the bytes that all pruning steps together move for it. A GPU moves those in "
         "microseconds: there the pruner should cost what its small launches do.\n\n"
         + table(head, body)
     )
 
 
 def _goals(found: dict[str, Any]) -> str:
-    """What the project asks of itself, and whether it is so."""
+    """Set the figures beside the project's goals."""
     cpu, rows = found["device"] == "cpu", found["prefill"]
     size = "b1" if cpu else "b8"
     goals = [
@@ -140,15 +141,15 @@ def _goals(found: dict[str, Any]) -> str:
     for name, value, sign, limit in goals:
         met = value >= limit if sign == "≥" else value <= limit
         body.append([name, f"{sign} {limit:g}", f"{value:.3f}", "yes" if met else "**no**"])
-    return table(["goal", "asked", "here", "met"], body)
+    return table(["goal", "limit", "here", "met"], body)
 
 
 def _prefill(found: dict[str, Any]) -> str:
     head = ["prefill", "unpruned", "oracle", "ATP", "oracle ratio", "speed-up", "ATP by full map"]
     body = []
     first = (
-        {"first word, tower included, batch 1": found["first_word"]}
-        if ("first_word" in found)
+        {"first token, tower included, batch 1": found["first_token"]}
+        if ("first_token" in found)
         else {}
     )
     rows = {f"batch {name[1:]}": row for name, row in found["prefill"].items()} | first
@@ -175,27 +176,27 @@ def _methods(row: dict[str, Any]) -> str:
         for name in row["spread"]
     ]
     return (
-        "Other methods, first word at batch 1, at the same mean of tokens where they can:\n\n"
-        + (table(["", "time"], body))
+        "Other methods, time to first token at batch 1, at the same mean of tokens where they "
+        "can:\n\n" + (table(["", "time"], body))
     )
 
 
 def _throughput(found: dict[str, Any]) -> str:
     body = [
-        [name, str(row["rows"]), f"{row['prompts_per_s']:.2f}", f"{row['words_per_s']:.1f}"]
+        [name, str(row["rows"]), f"{row['prompts_per_s']:.2f}", f"{row['tokens_per_s']:.1f}"]
         for name, row in found.items()
         if name != "budget_bytes"
     ]
     return (
         f"The largest batch whose cache of prompts fits into {_bytes(found['budget_bytes'])}, "
         "measured once:\n\n"
-        + table(["", "rows", "prompts a second", "further words a second"], body)
+        + table(["", "rows", "prompts a second", "decoded tokens a second"], body)
     )
 
 
 def _decode(row: dict[str, Any]) -> str:
     return (
-        f"Each further word: unpruned {_seconds(row['unpruned_s'])}, oracle "
+        f"Each decoded token: unpruned {_seconds(row['unpruned_s'])}, oracle "
         f"{_seconds(row['oracle_s'])}, ATP {_seconds(row['atp_s'])} "
         f"(oracle ratio {row['oracle_ratio']:.3f}).\n"
     )
@@ -204,14 +205,14 @@ def _decode(row: dict[str, Any]) -> str:
 def _end_to_end(rows: dict[str, Any]) -> str:
     body = [
         [
-            words,
+            new_tokens,
             *(_seconds(row[f"{name}_s"]) for name in ("unpruned", "oracle", "atp")),
             f"{row['oracle_ratio']:.3f}",
             f"{row['speedup']:.2f}",
         ]
-        for words, row in rows.items()
+        for new_tokens, row in rows.items()
     ]
-    head = ["`generate`, new words", "unpruned", "oracle", "ATP", "oracle ratio", "speed-up"]
+    head = ["`generate`, new tokens", "unpruned", "oracle", "ATP", "oracle ratio", "speed-up"]
     return table(head, body)
 
 
@@ -239,7 +240,7 @@ def _growth(found: dict[str, Any]) -> str:
         "of the layer's",
     ]
     return (
-        "Scoring at one module against one unpruned decoder layer on as many tokens:\n\n"
+        "Scoring at one pruning step against one unpruned decoder layer on as many tokens:\n\n"
         + table(head, body)
         + f"\nTime grows as the tokens to the {powers['scoring_s']:.2f} (attention itself "
         f"{powers['attention_s']:.2f}, layer {powers['layer_s']:.2f}), memory to the "
@@ -252,7 +253,7 @@ def _pruner(found: dict[str, Any]) -> str:
     parts = ", ".join(f"{name} {_seconds(row[name])}" for name in row if name != "all")
     share = row["all"] / found["prefill"]["b1"]["atp_s"]
     return (
-        f"The pruner alone, all modules, batch 1: {_seconds(row['all'])}, {share:.1%} of the "
+        f"The pruner alone, all pruning steps, batch 1: {_seconds(row['all'])}, {share:.1%} of the "
         f"prefill ({parts}). The oracle gathers too. **What limits it now** is "
         f"{max((n for n in row if n != 'all'), key=row.__getitem__)}: "
         f"{row['scores'] / row['all']:.0%} of the pruner's time is scores.\n"
@@ -262,7 +263,7 @@ def _pruner(found: dict[str, Any]) -> str:
 def _overheads(found: dict[str, Any]) -> str:
     text = (
         f"A wrapped, paused model takes {found['paused_overhead']:+.1%} ± "
-        f"{found['paused_spread']:.1%} longer for a single word. Scoring needs "
+        f"{found['paused_spread']:.1%} longer for a single token. Scoring needs "
         f"{_bytes(found['scoring_extra_bytes'])} at its peak, {found['scoring_extra_share']:.2%} "
         "of what the decoder layer before it does.\n"
     )

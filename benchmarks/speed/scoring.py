@@ -39,7 +39,7 @@ _PARTS = {
 
 @contextmanager
 def stopwatch(owner: Any, name: str, device: str, seconds: list[float]) -> Iterator[None]:
-    """Inside, the time of a method's calls is added to the last entry of a list."""
+    """Add the time of a method's calls to the last entry of a list."""
     original = getattr(owner, name)
 
     def timed(*args: Any, **kwargs: Any) -> Any:
@@ -57,7 +57,7 @@ def stopwatch(owner: Any, name: str, device: str, seconds: list[float]) -> Itera
 def split(
     model: Any, shape: Shape, kept: Kept, work: Callable[[], Any], rounds: int, device: str
 ) -> dict[str, float]:
-    """Seconds of each part of the pruner in one prefill, all modules together."""
+    """Measure the seconds of each part of the pruner in one prefill, all pruning steps together."""
     seconds: dict[str, list[float]] = {name: [] for name in _PARTS}
     with atp(model, shape, kept), ExitStack() as stack:
         for part, (owner, name) in _PARTS.items():
@@ -71,7 +71,7 @@ def split(
 
 
 def layer_of(shape: Shape, device: str, dtype: torch.dtype) -> Callable[[Tensor], Any]:
-    """One decoder layer of the shape, as a function of its input."""
+    """Build one decoder layer of the shape, as a function of its input."""
     config = LlamaConfig(
         hidden_size=shape.width,
         intermediate_size=shape.mlp,
@@ -84,8 +84,9 @@ def layer_of(shape: Shape, device: str, dtype: torch.dtype) -> Callable[[Tensor]
     rotary = LlamaRotaryEmbedding(config).to(device)
 
     def forward(hidden: Tensor) -> Any:
-        places = torch.arange(hidden.shape[1], device=device)[None]
-        return layer(hidden, position_embeddings=rotary(hidden, places), position_ids=places)
+        positions = torch.arange(hidden.shape[1], device=device)[None]
+        embeddings = rotary(hidden, positions)
+        return layer(hidden, position_embeddings=embeddings, position_ids=positions)
 
     return forward
 
@@ -108,7 +109,7 @@ def heads_of(
 
 @torch.inference_mode()
 def memory(shape: Shape, batch: int, device: str, dtype: torch.dtype) -> dict[str, float]:
-    """Peak bytes of scoring at the first module, and of the decoder layer that it follows."""
+    """Measure the peak bytes of scoring at the first step, and of the decoder layer before it."""
     query, key, weights, lse = heads_of(shape, shape.length, batch, device, dtype)
     layer = layer_of(shape, device, dtype)
     hidden = torch.randn(batch, shape.length, shape.width, device=device, dtype=dtype)
@@ -125,7 +126,7 @@ def growth(
     device: str,
     dtype: torch.dtype,
 ) -> dict[str, Any]:
-    """Seconds and peak bytes by visual tokens, with exponents.
+    """Measure seconds and peak bytes by number of visual tokens, with exponents.
 
     Of scoring, of attention itself, which has the same products to do, and of a decoder layer.
     """
@@ -166,7 +167,7 @@ def growth(
 
 
 def exponent(points: Sequence[tuple[float, float]]) -> float:
-    """The slope of a line through the points' logarithms."""
+    """Fit the slope of a line through the points' logarithms."""
     logs = [(math.log(x), math.log(y)) for x, y in points]
     mean_x = sum(x for x, _ in logs) / len(logs)
     mean_y = sum(y for _, y in logs) / len(logs)

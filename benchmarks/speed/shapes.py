@@ -33,8 +33,8 @@ class Shape:
         Text tokens on each side of the picture.
     tower_layers, tower_width : int
         Of the vision tower, CLIP's; its patches are 14 pixels wide.
-    modules : tuple of int
-        The layers that ATP's modules follow.
+    prune_after : tuple of int
+        The layers after which ATP prunes.
     """
 
     name: str
@@ -49,16 +49,16 @@ class Shape:
     after: int = 29
     tower_layers: int = 24
     tower_width: int = 1024
-    modules: tuple[int, ...] = (3, 13, 23)
+    prune_after: tuple[int, ...] = (3, 13, 23)
 
     @property
     def visual(self) -> int:
-        """Visual tokens of a prompt."""
+        """Count the visual tokens of a prompt."""
         return self.images * self.side**2
 
     @property
     def length(self) -> int:
-        """Of the prompt."""
+        """Count the tokens of a prompt."""
         return self.before + self.visual + self.after
 
 
@@ -70,9 +70,9 @@ CPU = Shape(
     heads=16,
     tower_layers=12,
     tower_width=384,
-    modules=(1, 6, 11),
+    prune_after=(1, 6, 11),
 )
-"""Half of LLaVA-1.5's depth, the modules at half of its places."""
+"""Half of LLaVA-1.5's depth, pruned after the same shares of it."""
 
 _LLAVA = Shape("llava-1.5-7b", layers=32, width=4096, mlp=11008, heads=32)
 _NEXT = replace(_LLAVA, name="llava-next-7b", images=5)  # 2880 tokens
@@ -84,14 +84,14 @@ _QWEN = Shape(
     heads=28,
     kv_heads=4,
     side=32,  # of a picture of 896 pixels a side
-    modules=(2, 11, 20),
+    prune_after=(2, 11, 20),
 )
 SHAPES = {shape.name: shape for shape in (CPU, _LLAVA, _NEXT, _QWEN)}
 """By name. Dimensions are the models' own; all are built as a LLaVA with CLIP's tower."""
 
 
 def build(shape: Shape, device: str, dtype: torch.dtype, attention: str = "sdpa") -> Any:
-    """The model, in evaluation mode."""
+    """Build the model with random weights, in evaluation mode."""
     vision = CLIPVisionConfig(
         hidden_size=shape.tower_width,
         intermediate_size=4 * shape.tower_width,
@@ -135,7 +135,7 @@ def build(shape: Shape, device: str, dtype: torch.dtype, attention: str = "sdpa"
 
 
 def inputs(shape: Shape, batch: int, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """A batch of rows of one length."""
+    """Draw a batch of rows of one length."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(3, _IMAGE, (batch, shape.length), generator=generator)
     ids[:, shape.before : shape.before + shape.visual] = _IMAGE

@@ -9,25 +9,28 @@ from contextlib import AbstractContextManager
 
 import torch
 
-__all__ = ["Variant", "interleaved", "median", "ratio", "ratios", "spread"]
+__all__ = ["Variant", "Variants", "interleaved", "median", "ratio", "ratios", "spread"]
 
 Variant = Callable[[], AbstractContextManager[object]]
-"""Makes the model what is timed, and gives it back."""
+"""Inside its context the model is the one that is timed; afterwards it is as before."""
+
+Variants = Mapping[str, Variant]
+"""By name."""
 
 
 def interleaved(
-    variants: Mapping[str, Variant],
+    variants: Variants,
     work: Callable[[], object],
     rounds: int,
     device: str,
     once: tuple[str, ...] = (),
 ) -> dict[str, list[float]]:
-    """Seconds of `work` under each variant, round by round, after a round that does not count.
+    """Time `work` under each variant, round by round, after a warm-up round.
 
     Parameters
     ----------
     once : tuple of str
-        Variants that are run in every third round only: slow ones, of which little is asked.
+        Variants that are run in every third round only: slow ones, whose figure may be rough.
     """
     names = list(variants)
     found: dict[str, list[float]] = {name: [] for name in names}
@@ -53,12 +56,12 @@ def synchronise(device: str) -> None:
 
 
 def median(times: list[float]) -> float:
-    """Of a variant's seconds."""
+    """Return the median of a variant's seconds."""
     return statistics.median(times)
 
 
 def spread(times: list[float]) -> float:
-    """Half of the range between the quartiles, as a share of the median."""
+    """Return half of the range between the quartiles, as a share of the median."""
     if len(times) < 2:
         return 0.0
     low, _, high = statistics.quantiles(times, n=4)
@@ -66,12 +69,12 @@ def spread(times: list[float]) -> float:
 
 
 def ratios(above: list[float], below: list[float]) -> list[float]:
-    """One variant's seconds over another's in the same round."""
+    """Divide one variant's seconds by another's in the same round."""
     return [a / b for a, b in zip(above, below, strict=True)]
 
 
 def ratio(above: list[float], below: list[float]) -> float:
-    """Median over the rounds of one variant's seconds over another's in the same round."""
+    """Return the median over the rounds of one variant's seconds over another's."""
     if len(above) == len(below):
         return statistics.median(ratios(above, below))
     return median(above) / median(below)

@@ -1,4 +1,4 @@
-"""What is timed: the model as it is, the oracle, ATP, and the other methods of the engine."""
+"""What is timed: the unpruned model, the oracle, ATP, and the other methods of the engine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["atp", "core", "features_once", "paused", "rivals"]
 
 
 def core(model: Any, shape: Shape, kept: Kept) -> dict[str, Variant]:
-    """The model as it is, the oracle, ATP, and ATP that scores as its peers do."""
+    """List the unpruned model, the oracle, ATP, and ATP with scores from the full map."""
     return {
         "unpruned": nullcontext,
         "oracle": partial(oracle, model, shape, kept),
@@ -36,8 +36,8 @@ def core(model: Any, shape: Shape, kept: Kept) -> dict[str, Variant]:
 
 @contextmanager
 def atp(model: Any, shape: Shape, kept: Kept) -> Iterator[None]:
-    """Wrapped with ATP, which decides as it does and keeps what is written down."""
-    tp.wrap(model, tp.ATPConfig(layers=shape.modules, target_tokens=shape.side**2 / 2))
+    """Wrap with ATP, which decides as always and keeps the tokens that `kept` prescribes."""
+    tp.wrap(model, tp.ATPConfig(layers=shape.prune_after, target_tokens=shape.side**2 / 2))
     force(model, kept)
     try:
         yield
@@ -47,14 +47,14 @@ def atp(model: Any, shape: Shape, kept: Kept) -> Iterator[None]:
 
 @contextmanager
 def paused(model: Any, shape: Shape, kept: Kept) -> Iterator[None]:
-    """Wrapped, and not pruning."""
+    """Wrap with ATP and pause it."""
     with atp(model, shape, kept), tp.paused(model):
         yield
 
 
 @contextmanager
 def full_map(model: Any, shape: Shape, kept: Kept) -> Iterator[None]:
-    """Scores from the whole (heads, queries, keys) map, as eager attention would give it."""
+    """Wrap with ATP whose scores come from the whole (heads, queries, keys) map."""
     with (
         atp(model, shape, kept),
         mock.patch.object(observed, "attention_received", received_by_map),
@@ -63,16 +63,9 @@ def full_map(model: Any, shape: Shape, kept: Kept) -> Iterator[None]:
 
 
 def received_by_map(
-    query: Tensor,
-    key: Tensor,
-    weights: Tensor,
-    mask: Tensor | None,
-    scaling: float | None,
-    softcap: float | None,
-    lse: Tensor | None,
-    wanted: Tensor | None,
+    query: Tensor, key: Tensor, weights: Tensor, mask: Tensor | None, scaling: float | None, *_: Any
 ) -> tuple[Tensor, Tensor]:
-    """Attention received, the map made and softmaxed as transformers' eager attention does."""
+    """Compute attention received from the whole map, as transformers' eager attention does."""
     key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
     logits = query @ key.transpose(2, 3) * (scaling or query.shape[-1] ** -0.5)
     queries, keys = logits.shape[2:]
@@ -87,7 +80,7 @@ def received_by_map(
 
 @contextmanager
 def rival(model: Any, config: MethodConfig) -> Iterator[None]:
-    """Wrapped with another method."""
+    """Wrap with another method."""
     tp.wrap(model, config)
     try:
         yield
@@ -96,13 +89,13 @@ def rival(model: Any, config: MethodConfig) -> Iterator[None]:
 
 
 def rivals(model: Any, shape: Shape, kept: Kept) -> dict[str, Variant]:
-    """The other methods, with the same mean of tokens over the layers where they can.
+    """List the other methods, with the same mean of tokens over the layers where they can.
 
     None is forced: each decides by its own rule on random weights.
     """
     visual = slice(shape.before, shape.before + shape.visual)
     counts = [shape.visual, *(int(alive[:, visual].sum(1).max()) for alive in kept.after)]
-    ends = (*shape.modules, shape.layers - 1)
+    ends = (*shape.prune_after, shape.layers - 1)
     spans = [ends[0] + 1, *(b - a for a, b in itertools.pairwise(ends))]
     mean = sum(n * count for n, count in zip(spans, counts, strict=True)) / shape.layers
     once = (shape.layers * mean - 2 * shape.visual) / (shape.layers - 2)
@@ -121,7 +114,7 @@ def rivals(model: Any, shape: Shape, kept: Kept) -> dict[str, Variant]:
 
 @contextmanager
 def features_once(model: Any, batch: dict[str, Tensor]) -> Iterator[None]:
-    """Inside, the vision tower does not run: its features were made before."""
+    """Compute the vision tower's features now, so that the tower does not run inside."""
     with torch.inference_mode():
         features = model.model.get_image_features(pixel_values=batch["pixel_values"])
     with mock.patch.object(model.model, "get_image_features", return_value=features):

@@ -1,4 +1,4 @@
-"""A checkpoint with heads, with a rival method, or as it is: from words on a command line."""
+"""Load a checkpoint with heads, with another method, or unpruned, by command-line options."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def config_of(method: str, options: dict[str, Any]) -> MethodConfig:
     method : str
         Its name: atp, fastv, sparsevlm, …
     options : dict
-        Its configuration's fields. Words are read as Python writes values (``0.5``, ``True``);
+        Its configuration's fields. Strings are read as Python writes values (``0.5``, ``True``);
         numbers between slashes are a tuple (``3/13/23``).
 
     Raises

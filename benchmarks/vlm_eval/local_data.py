@@ -6,7 +6,8 @@ training format (``llava_v1_5_mix665k.json`` beside its pictures):
 
     python -m benchmarks.vlm_eval.local_data out/vlm_eval
 
-It says whether things run, not how good a model is: the questions are only of the benchmarks' form.
+It shows that everything runs, not how good a model is: the questions have only the benchmarks'
+form.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def picture(sample: Sample) -> dict[str, Any]:
 
 def save(folder: Path, rows: Sequence[dict[str, Any]], split: str, config: str = "default") -> None:
     """One split of one configuration, and the card that says where it is."""
-    from datasets import Dataset, Image, List  # lmms-eval brings it; training does without
+    from datasets import Dataset, Image, List  # a dependency of lmms-eval; training needs none
 
     name = f"{config}/{split}-00000-of-00001.parquet"
     made = Dataset.from_list(list(rows))
@@ -73,17 +74,17 @@ def write(folder: Path, count: int = 8) -> None:
         for n, (row, answer) in enumerate(zip(yes_no, ["Yes", "No"] * count, strict=False))
     ]
     save(home / "MME", pairs, "test")
-    asked = [{"question": s.question.text, "answer": s.question.answer} for s in drawn]
-    gqa = [{**row, "id": str(n), "imageId": str(n)} for n, row in enumerate(asked)]
+    questions = [{"question": s.question.text, "answer": s.question.answer} for s in drawn]
+    gqa = [{**row, "id": str(n), "imageId": str(n)} for n, row in enumerate(questions)]
     save(home / "GQA", gqa, "testdev", "testdev_balanced_instructions")
     stored = [{"id": str(n), "image": image} for n, image in enumerate(images)]
     save(home / "GQA", stored, "testdev", "testdev_balanced_images")
-    said = [
+    answered = [
         {"question": row["question"], "question_id": n, "image": image}
         | {"answers": [{"answer": row["answer"], "answer_id": k} for k in range(10)]}
-        for n, (row, image) in enumerate(zip(asked, images, strict=True))
+        for n, (row, image) in enumerate(zip(questions, images, strict=True))
     ]
-    save(home / "VQAv2", said, "validation")
+    save(home / "VQAv2", answered, "validation")
     counted = [(s.question.text, str(len(s.picture.digits))) for s in drawn]
     letters = "ABCD"
     choices = ["1", "2", "3", "4"]
@@ -106,7 +107,7 @@ def write(folder: Path, count: int = 8) -> None:
         for n, ((text, _), image) in enumerate(zip(counted, images, strict=True))
     ]
     save(home / "MMBench", bench, "dev", "en")
-    digits = [{**row, "image": image} for row, image in zip(asked, images, strict=True)]
+    digits = [{**row, "image": image} for row, image in zip(questions, images, strict=True)]
     save(folder / "digits", digits, "test")
     mix665k(folder, drawn)
 

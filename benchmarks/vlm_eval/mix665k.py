@@ -65,15 +65,15 @@ def _turn(row: dict[str, Any], given: dict[str, str]) -> Turn:
         raise ValueError(
             f"Row {row.get('id')!r}: a turn from {given['from']!r}, expected 'human' or 'gpt'."
         )
-    words = given["value"].replace(_PLACEHOLDER, "").strip()
-    content: list[dict[str, str]] = [{"type": "text", "text": words}]
+    text = given["value"].replace(_PLACEHOLDER, "").strip()
+    content: list[dict[str, str]] = [{"type": "text", "text": text}]
     if _PLACEHOLDER in given["value"]:
         content.insert(0, {"type": "image"})
     return {"role": _ROLES[given["from"]], "content": content}
 
 
 class Collator:
-    """Batches: right padding, labels at the assistant's words and -100 elsewhere.
+    """Batches: right padding, labels at the assistant's answers and -100 elsewhere.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ class Collator:
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """One batch of `Mix665k` rows."""
-        texts = [text_of(self.processor, row["turns"], asks=False) for row in rows]
+        texts = [text_of(self.processor, row["turns"], for_answer=False) for row in rows]
         batch = self.processor(
             text=texts,
             images=[row["image"] for row in rows],
@@ -107,7 +107,7 @@ class Collator:
         return made
 
     def answers(self, turns: Sequence[Turn], text: str, length: int) -> list[tuple[int, int]]:
-        """Where the assistant speaks, in a row of so many tokens.
+        """Return the spans of the assistant's answers in a row of so many tokens.
 
         Counted on the text whose placeholders stand for one token, and moved by what the pictures
         add: they all come before the first answer in this format.
@@ -128,7 +128,7 @@ class Collator:
                 if found and any(part["type"] == "image" for part in turn["content"]):
                     raise ValueError("A picture after an answer: this format has them first.")
                 continue
-            start = count(text_of(self.processor, turns[:n], asks=True))
-            end = count(text_of(self.processor, turns[: n + 1], asks=False))
+            start = count(text_of(self.processor, turns[:n], for_answer=True))
+            end = count(text_of(self.processor, turns[: n + 1], for_answer=False))
             found.append((start + added, end + added))
         return found

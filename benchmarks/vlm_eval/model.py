@@ -1,4 +1,4 @@
-"""The model that lmms-eval asks: any supported checkpoint, pruned."""
+"""The model that lmms-eval evaluates: any supported checkpoint, pruned."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from .prompts import text_of
 
 __all__ = ["TokenPrune"]
 
-# Of what tasks ask of `generate`, what it understands; image_aspect_ratio and the like are other
-# models' own.
+# The arguments of `generate` among those that tasks give; image_aspect_ratio and the like belong to
+# other models.
 _GENERATION = ("max_new_tokens", "do_sample", "temperature", "top_p", "top_k", "num_beams")
 
 
@@ -61,9 +61,9 @@ class TokenPrune(lmms):
         self.batch_size_per_gpu = int(batch_size)
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """The answers, in the requests' order."""
+        """Return the answers, in the requests' order."""
         answers = [""] * len(requests)
-        self.words, started = 0, time.perf_counter()
+        self.new_tokens, started = 0, time.perf_counter()
         groups: dict[str, list[int]] = defaultdict(list)
         for n, request in enumerate(requests):
             groups[json.dumps(request.args[2], sort_keys=True, default=str)].append(n)
@@ -82,15 +82,15 @@ class TokenPrune(lmms):
         # Into lmms-eval's own results, beside the accuracy.
         log_metrics(
             total_elapsed_time=seconds,
-            total_gen_tokens=self.words,
-            avg_speed=self.words / seconds,
+            total_gen_tokens=self.new_tokens,
+            avg_speed=self.new_tokens / seconds,
             additional_metrics={"rank": self._rank, **(run.summary() if run else {})},
         )
         return answers
 
     @torch.inference_mode()
     def _answer(self, requests: list[Instance]) -> list[str]:
-        """One batch, whose requests ask the same of ``generate``."""
+        """One batch, whose requests give ``generate`` the same arguments."""
         texts, images = [], []
         for request in requests:
             _, doc_to_messages, _, doc_id, task, split = request.args
@@ -101,30 +101,30 @@ class TokenPrune(lmms):
                     f"{task}: it has videos or sounds, and this plugin reads pictures."
                 )
             images += pictures
-            texts.append(text_of(self.processor, messages.to_hf_messages(), asks=True))
+            texts.append(text_of(self.processor, messages.to_hf_messages(), for_answer=True))
         inputs = self.processor(
             text=texts, images=images or None, padding=True, return_tensors="pt"
         ).to(self.model.device, self.model.dtype)
-        asked = dict(requests[0].args[2])
-        stops = asked.pop("until", [])
-        kept = {name: asked[name] for name in _GENERATION if asked.get(name) is not None}
+        given = dict(requests[0].args[2])
+        stops = given.pop("until", [])
+        kept = {name: given[name] for name in _GENERATION if given.get(name) is not None}
         kept.setdefault("max_new_tokens", 1024)
         kept["do_sample"] = bool(kept.get("do_sample", kept.get("temperature", 0) > 0))
         if not kept["do_sample"]:
             kept |= {"temperature": None, "top_p": None, "top_k": None}
-        words = self.model.generate(**inputs, **kept)[:, inputs["input_ids"].shape[1] :]
-        self.words += int((words != self.processor.tokenizer.pad_token_id).sum())
-        found = self.processor.batch_decode(words, skip_special_tokens=True)
+        tokens = self.model.generate(**inputs, **kept)[:, inputs["input_ids"].shape[1] :]
+        self.new_tokens += int((tokens != self.processor.tokenizer.pad_token_id).sum())
+        found = self.processor.batch_decode(tokens, skip_special_tokens=True)
         for stop in [stops] if isinstance(stops, str) else stops:
             found = [text.split(stop)[0] for text in found]
         return [text.strip() for text in found]
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
-        """Not done: none of the paper's benchmarks talks back."""
+        """Raise NotImplementedError: none of the paper's benchmarks has several rounds."""
         raise NotImplementedError("The tokenprune plugin answers one round: use generate_until.")
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Not done: the paper's benchmarks generate."""
+        """Raise NotImplementedError: the paper's benchmarks generate."""
         raise NotImplementedError(
             "The tokenprune plugin generates: choose the tasks' generate_until form."
         )

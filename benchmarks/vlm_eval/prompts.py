@@ -12,19 +12,19 @@ Turn = dict[str, Any]
 "user" or "assistant": as processors read it."""
 
 
-def text_of(processor: Any, turns: Sequence[Turn], asks: bool) -> str:
-    """The text of a conversation, a placeholder for each picture.
+def text_of(processor: Any, turns: Sequence[Turn], for_answer: bool) -> str:
+    """Return the text of a conversation, with a placeholder for each picture.
 
     A checkpoint without a template gets the parts in order, a space between.
 
     Parameters
     ----------
-    asks : bool
-        Whether the assistant is to speak next.
+    for_answer : bool
+        Whether the text ends where the assistant's answer begins.
     """
     if getattr(processor, "chat_template", None):
         return processor.apply_chat_template(
-            list(turns), tokenize=False, add_generation_prompt=asks
+            list(turns), tokenize=False, add_generation_prompt=for_answer
         )
     parts = [part for turn in turns for part in turn["content"]]
     return " ".join(p["text"] if p["type"] == "text" else processor.image_token for p in parts)

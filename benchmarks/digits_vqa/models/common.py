@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 __all__ = [
+    "PIXELS",
     "RECOGNITION_LAYERS",
     "WEIGHTS",
     "WIDTH",
@@ -27,6 +28,17 @@ WIDTH = 128
 
 RECOGNITION_LAYERS = 4
 """The first decoder layers, after which visual tokens are trained to name their digit."""
+
+PIXELS: dict[str, Any] = {
+    "resample": 3,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "do_convert_rgb": True,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+}
+"""Settings of every image processor here: bicubic, and values from -1 to 1."""
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 """Where the committed models are, one folder each."""
@@ -80,15 +92,9 @@ def llava_pictures(side: int, size: dict[str, int], **own: Any) -> dict[str, Any
         "do_resize": True,
         "size": size,
         **own,
-        "resample": 3,
         "do_center_crop": False,
         "crop_size": {"height": side, "width": side},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "do_convert_rgb": True,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
+        **PIXELS,
     }
 
 
@@ -129,6 +135,6 @@ def save_model(model: Any, folder: Path, published: Sequence[tuple[str, str]]) -
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     state = {}
     for name, value in model.state_dict().items():
-        ours, theirs = next((pair for pair in published if name.startswith(pair[0])), ("", ""))
-        state[theirs + name.removeprefix(ours)] = value.half().contiguous()
+        own, other = next((pair for pair in published if name.startswith(pair[0])), ("", ""))
+        state[other + name.removeprefix(own)] = value.half().contiguous()
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})

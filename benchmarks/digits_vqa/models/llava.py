@@ -4,7 +4,7 @@ The tower is weak on purpose. With a tower that names every digit by itself, the
 answered in the decoder's first layer and all visual tokens can be dropped after it: nothing could
 be learned about pruning. Here the decoder's first layers do the recognising, so visual tokens are
 needed at depth, and fine questions need them for longer than coarse ones. With 24 layers the three
-before the first module cost what the paper's four of 32 do: an eighth of all visual tokens.
+before the first pruning step cost what the paper's four of 32 do: an eighth of all visual tokens.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def build(decoder_layers: int = 24, seed: int = 0) -> LlavaForConditionalGenerat
 
 
 def tower_embeddings(model: Any) -> str:
-    # transformers 4 keeps the embeddings one module deeper than transformers 5.
+    # transformers 4 keeps the embeddings one level deeper than transformers 5.
     names = (name for name, _ in model.model.vision_tower.named_modules())
     return next(name for name in names if name.endswith("embeddings"))
 

@@ -70,8 +70,8 @@ def build(seed: int = 0) -> LlavaNextForConditionalGeneration:
     with torch.no_grad():
         # A tile stands where the middle of the LLaVA's picture stood: neighbours stay neighbours.
         first = (llava.GRID - SIDE) // 2
-        places = torch.arange(llava.GRID**2).view(llava.GRID, llava.GRID)
-        middle = places[first : first + SIDE, first : first + SIDE].flatten()
+        positions = torch.arange(llava.GRID**2).view(llava.GRID, llava.GRID)
+        middle = positions[first : first + SIDE, first : first + SIDE].flatten()
         new.copy_(torch.cat([old[:1], old[1:][middle]]))
         model.model.image_newline.normal_(std=0.02)
     return model

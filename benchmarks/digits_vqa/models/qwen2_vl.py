@@ -20,7 +20,7 @@ from transformers import (
 
 from ..pictures import PATCH, Size
 from . import llava
-from .common import WEIGHTS, WIDTH, copy_shared, decoder_fields, save_model
+from .common import PIXELS, WEIGHTS, WIDTH, copy_shared, decoder_fields, save_model
 from .llava_next import SIZES
 from .tokens import VOCABULARY as LLAVA
 from .tokens import save_processor, tokenizer
@@ -99,13 +99,7 @@ def save(model: Qwen2VLForConditionalGeneration, folder: Path) -> None:
 
 _PICTURES: dict[str, Any] = {
     "do_resize": True,
-    "resample": 3,
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "do_normalize": True,
-    "do_convert_rgb": True,
-    "image_mean": [0.5, 0.5, 0.5],
-    "image_std": [0.5, 0.5, 0.5],
+    **PIXELS,
     "min_pixels": 64 * 64,
     "max_pixels": 160 * 160,
     "patch_size": PATCH // MERGE,
