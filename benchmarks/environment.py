@@ -1,4 +1,4 @@
-"""On what a figure was measured."""
+"""The machine and the releases that a figure was measured with."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["environment"]
 
 
 def environment() -> dict[str, str | int]:
-    """The machine and the releases, as JSON types."""
+    """Return the machine and the installed releases, as JSON types."""
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():

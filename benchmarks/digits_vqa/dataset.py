@@ -112,7 +112,7 @@ def collate(
 
 
 def picture_text(processor: Any) -> str:
-    """Return what stands for the picture in a prompt: the image token, and what goes around it."""
+    """Return the picture's text in a prompt: the image token, and the vision markers around it."""
     known = processor.tokenizer.get_vocab()
     ends = (f"<|vision_{end}|>" for end in ("start", "end"))
     return processor.image_token.join(end if end in known else "" for end in ends)

@@ -26,7 +26,7 @@ from .questions import KINDS, PRESENCE
 def accuracy(
     model: nn.Module, processor: Any, samples: Sequence[Sample], batch_size: int = 64
 ) -> dict[str, Any]:
-    """Share of questions answered correctly.
+    """Measure the share of questions answered correctly.
 
     Parameters
     ----------

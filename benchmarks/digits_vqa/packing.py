@@ -137,7 +137,7 @@ def layout(prefix: Prefix, questions: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @contextlib.contextmanager
 def first_layers(model: Any, number: int) -> Iterator[None]:
-    """Inside, the decoder has its first layers only."""
+    """Leave only the decoder's first layers inside the context."""
     decoder = model.model.language_model
     layers = decoder.layers
     decoder.layers = layers[:number]

@@ -132,7 +132,7 @@ def losses(
 def digit_accuracy(
     family: ModuleType, model: Any, processor: Any, head: PatchHead, split: str, n: int = 500
 ) -> float:
-    """Share of digits named rightly by the later half of the digit's patches."""
+    """Measure the share of digits named rightly by the later half of the digit's patches."""
     size = family.SIZES[0]
     rows, cols, patches = family.grid(model, size)
     rng = np.random.default_rng(12345)

@@ -45,12 +45,12 @@ def prepare(device: str) -> AbstractContextManager[object]:
 
 
 def kernels_on(device: str) -> str:
-    """Where Triton's kernels run: on CUDA, or on the CPU in Triton's interpreter."""
+    """Return where Triton's kernels run: on CUDA, or on the CPU in Triton's interpreter."""
     return device if device == "cuda" else "cpu"
 
 
 def card(device: str) -> dict[str, Any]:
-    """The accelerator, as JSON types."""
+    """Describe the accelerator, as JSON types."""
     if device != "cuda":
         return {"name": device, "memory_bytes": None, "free_bytes": None, "driver": None}
     free, memory = torch.cuda.mem_get_info()
@@ -76,7 +76,7 @@ def _driver() -> str | None:
 
 
 def release(device: str) -> None:
-    """Give back the memory that nothing holds any more."""
+    """Free the memory that nothing references any more."""
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
@@ -85,7 +85,7 @@ def release(device: str) -> None:
 def seconds_of(
     works: Mapping[str, Callable[[], object]], rounds: int, device: str
 ) -> dict[str, list[float]]:
-    """Seconds of each piece of work, round by round, after two rounds that do not count.
+    """Time each piece of work, round by round, after two warm-up rounds.
 
     By CUDA's own events, which see what short work takes on the device; on a CPU by its clock.
     """

@@ -1,4 +1,4 @@
-"""On what is measured: releases, card, driver, commit."""
+"""What the figures are measured with: releases, card, driver, commit."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _PACKAGES = (
 
 
 def measure(job: Job) -> dict[str, Any]:
-    """All of it. Imports nothing of the library: something that it needs may be missing."""
+    """Collect it without importing the library, whose dependencies may be missing."""
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "commit": _commit(),
@@ -44,7 +44,7 @@ def measure(job: Job) -> dict[str, Any]:
 
 
 def _version(name: str) -> str | None:
-    """Of an installed package. None: it is not."""
+    """Return an installed package's version. None: it is not installed."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -52,7 +52,7 @@ def _version(name: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """Of this checkout, with "-dirty" where files differ from it. None: git does not say."""
+    """Return this checkout's commit, "-dirty" where files differ. None: git does not know."""
     ask = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"]
     try:
         done = subprocess.run(ask, cwd=ROOT, capture_output=True, text=True, check=True, timeout=20)

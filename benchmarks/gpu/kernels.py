@@ -35,7 +35,7 @@ _LETTERS = 400  # of an exception
 
 
 def measure(job: Job) -> dict[str, Any]:
-    """Every dtype, width of a head and kind of mask."""
+    """Check and time every dtype, width of a head and kind of mask."""
     device = kernels_on(job.device)
     widths = TINY_WIDTHS if job.tiny else WIDTHS
     todo = list(itertools.product(DTYPES, widths, MASKS))
@@ -112,7 +112,7 @@ def check(dtype: torch.dtype, width: int, kind: str, device: str, tiny: bool) ->
 
 
 def poison(results: tuple[Tensor, ...], device: str) -> None:
-    """Leave NaN where results will lie: freed memory comes back with the last results in it."""
+    """Fill the results' future memory with NaN: freed memory still holds the last results."""
     for result in results:
         for heads in (1, 4):
             torch.full((heads * result.numel(),), torch.nan, device=device)
@@ -121,7 +121,7 @@ def poison(results: tuple[Tensor, ...], device: str) -> None:
 def problem(
     dtype: torch.dtype, width: int, kind: str, device: str, sizes: tuple[int, int, int, int, int]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Queries, keys, weights of two groups and a mask; some queries of the last row see nothing.
+    """Draw queries, keys, weights of two groups and a mask; some queries see no key.
 
     Parameters
     ----------
@@ -149,7 +149,7 @@ def problem(
 
 
 def log_sum_exp(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
-    """What an attention kernel leaves of a `problem`, from float64."""
+    """Compute in float64 the log-sum-exp that attention leaves for a `problem`."""
     shared, (queries, width) = query.shape[1] // key.shape[1], query.shape[2:]
     logits = query.double() @ key.double().repeat_interleave(shared, 1).transpose(2, 3)
     visible = mask
@@ -163,7 +163,7 @@ def log_sum_exp(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _difference(left: Tensor | None, lse: Tensor) -> float | None:
-    """How far off the log-sum-exp is that attention left. None: it left none that can be read."""
+    """Return the error of attention's own log-sum-exp. None: it left none that can be read."""
     if left is None:
         return None
     seen = lse.isfinite()
@@ -172,7 +172,7 @@ def _difference(left: Tensor | None, lse: Tensor) -> float | None:
 
 @torch.no_grad()
 def times(dtype: torch.dtype, width: int, kind: str, device: str, tiny: bool) -> dict[str, Any]:
-    """Milliseconds on the tokens of the first pruning step of LLaVA-1.5-7B at batch 8, in turns.
+    """Time, in turns, the tokens of LLaVA-1.5-7B's first pruning step at batch 8, in ms.
 
     Of the Triton kernels in one pass, where attention left its log-sum-exp, and in two; of the
     plain version; and of the layer's own attention, which has the same product to do and one more.

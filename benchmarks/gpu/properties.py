@@ -44,7 +44,7 @@ _WRITTEN = 50  # failures that are written with their message
 
 
 def measure(job: Job) -> dict[str, Any]:
-    """Run them."""
+    """Run the property tests."""
     files = ("tests/test_layout.py",) if job.tiny else FILES
     return run_files(files, job.device, job.seconds)
 
@@ -79,7 +79,7 @@ def run_files(files: Sequence[str], device: str, seconds: float) -> dict[str, An
 
 
 def _run(command: Sequence[str], seconds: float) -> tuple[int, bool]:
-    """pytest's exit status, and whether it had to be interrupted."""
+    """Return pytest's exit status, and whether it had to be interrupted."""
     # The examples of `make test`, the same on every machine.
     env = {**os.environ, "HYPOTHESIS_PROFILE": "unshrunk", "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL) as process:
@@ -96,7 +96,7 @@ def _run(command: Sequence[str], seconds: float) -> tuple[int, bool]:
 
 
 def counted(report: Path) -> dict[str, Any]:
-    """A JUnit report's counts."""
+    """Count the outcomes in a JUnit report."""
     total: Counter[str] = Counter()
     files: dict[str, Counter[str]] = {}
     skips: Counter[str] = Counter()
@@ -124,7 +124,7 @@ def counted(report: Path) -> dict[str, Any]:
 
 
 def _outcome(case: ElementTree.Element) -> tuple[str, str]:
-    """Of a test: its outcome, and why."""
+    """Return a test's outcome and its message."""
     for kind in ("failure", "error", "skipped"):
         node = case.find(kind)
         if node is not None:

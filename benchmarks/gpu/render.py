@@ -14,7 +14,7 @@ __all__ = ["render"]
 
 
 def render(folder: Path) -> str:
-    """What is in a folder, as Markdown.
+    """Write a folder's results as Markdown.
 
     Raises
     ------
@@ -71,7 +71,7 @@ def _properties(found: dict[str, Any]) -> str:
 
 
 def _kernels(found: dict[str, Any]) -> str:
-    """A row for each dtype and width of a head: the times are those without a mask."""
+    """Write a row for each dtype and width of a head, with the times without a mask."""
     rows: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in found["kernels"]:
         rows.setdefault((row["dtype"], row["width"]), []).append(row)

@@ -74,7 +74,7 @@ def _wrong(folder: Path, step: Step) -> bool:
 
 
 def _other(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What is not as it was when the folder's results were measured."""
+    """Describe what differs from when the folder's results were measured."""
     if before.get("status") != "done":
         return ""
     old, new = ({**found, "card": found["card"]["name"]} for found in (before, now))
@@ -120,7 +120,7 @@ def _run_one(step: Step, path: Path, log: Path, seconds: float, command: Command
 
 
 def _wait(command: Sequence[str], output: IO[bytes], seconds: float) -> int | None:
-    """The command's exit status. None: it took longer and was ended, with all that it started."""
+    """Return the command's exit status. None: it ran out of time and its group was killed."""
     with subprocess.Popen(
         command,
         cwd=ROOT,
@@ -139,13 +139,13 @@ def _wait(command: Sequence[str], output: IO[bytes], seconds: float) -> int | No
 
 
 def _end_group(group: int) -> None:
-    """End whatever is left of a process group."""
+    """Kill what is left of a process group."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(group, signal.SIGKILL)
 
 
 def command_of(folder: Path, device: str, tiny: bool) -> Command:
-    """The command of this package for a step."""
+    """Return the function that makes this package's command for a step."""
 
     def command(step: Step, seconds: float) -> list[str]:
         own = [sys.executable, "-m", __package__, "--out", str(folder), "--device", device]

@@ -35,7 +35,7 @@ _PIECES = ("memory", "prefill", "pruner", "decode")
 
 
 def shape_of(job: Job) -> Shape:
-    """The dimensions that the step is named after, or, to try it, few and small ones."""
+    """Return the dimensions that the step is named after, or tiny ones to try the command."""
     shape = SHAPES[job.step.removeprefix("speed-")]
     if not job.tiny:
         return shape
@@ -52,7 +52,7 @@ def shape_of(job: Job) -> Shape:
 
 
 def measure(job: Job) -> dict[str, Any]:
-    """Batch by batch; what runs out of memory is noted, and the rest goes on.
+    """Measure batch by batch, noting what runs out of memory.
 
     Returns
     -------
@@ -88,7 +88,7 @@ class Speed:
         }
 
     def measure(self) -> dict[str, Any]:
-        """Everything."""
+        """Measure everything."""
         start = time.perf_counter()
         self.model = build(self.shape, self.device, _DTYPE)
         layers = len(self.model.model.language_model.layers)
@@ -112,7 +112,7 @@ class Speed:
         return self.found
 
     def scored_by(self) -> str:
-        """Which kernel computes attention received in this model."""
+        """Return which kernel computes attention received in this model."""
         width = self.shape.width // self.shape.heads
         device = self.model.device
         return "triton" if _fused_works(device, _DTYPE, width, None) else "plain torch"
@@ -123,12 +123,12 @@ class Speed:
         self.job.save(self.found)
 
     def done(self, name: str) -> None:
-        """A piece is over."""
+        """Mark a piece as measured."""
         self.found["left_out"].remove(name)
         self.note()
 
     def attempt(self, name: str, work: Callable[[], Any]) -> Any:
-        """Do something. None, and a note, where memory does not suffice."""
+        """Do something. Return None, and note it, where memory does not suffice."""
         try:
             return work()
         except torch.OutOfMemoryError as error:
@@ -138,7 +138,7 @@ class Speed:
         return None
 
     def batch(self, size: int) -> None:
-        """All pieces at one size; a variant that does not fit is left out of the others."""
+        """Measure all pieces at one batch size, with the variants that fit."""
         model, shape, device, rounds = self.model, self.shape, self.device, self.rounds[size]
         batch = inputs(shape, size, device, _DTYPE)
         kept = kept_of(shape, size, device, ragged=size > 1)
@@ -182,7 +182,7 @@ class Speed:
     def memory(
         self, size: int, variants: Mapping[str, Variant], forward: Callable[[], Any]
     ) -> dict[str, Any]:
-        """Peak and cache of each variant that fits; and whether two of them did the same work."""
+        """Measure each variant's peak memory and cache, and compare ATP's work with the oracle's."""
         found: dict[str, Any] = {}
         last: dict[str, tuple[Tensor, list[int]]] = {}
 
@@ -213,7 +213,7 @@ class Speed:
         return found
 
     def overheads(self) -> None:
-        """What wrapping and scoring cost, by a paused model and by one layer."""
+        """Measure what wrapping and scoring cost, by a paused model and by one layer."""
         kept = kept_of(self.shape, 1, self.device, ragged=False)
         rounds = 1 if self.job.tiny else 20
         given = (self.model, self.shape, kept, rounds, self.device)

@@ -21,7 +21,7 @@ class Row:
         A test file, or ``module arguments`` of a program that exits with another code than 0 when
         it finds something.
     variables : dict of str to str
-        What the environment says beside what every row is given: the long version's switches.
+        Environment variables beside those of every row: the long version's switches.
     hypothesis : bool
         Whether Hypothesis draws the examples, so that its seed is part of the command.
     """
@@ -34,18 +34,18 @@ class Row:
 
     @property
     def is_test(self) -> bool:
-        """Whether the target is a test file."""
+        """Return whether the target is a test file."""
         return self.target.endswith(".py")
 
     @property
     def path(self) -> Path:
-        """The file that must be there."""
+        """Return the file that must exist."""
         if self.is_test:
             return Path(self.target)
         return Path(self.target.split()[0].replace(".", "/") + ".py")
 
     def command(self, python: str, seed: int) -> list[str]:
-        """What runs it."""
+        """Return the command that runs the attack."""
         if not self.is_test:
             return [python, "-m", *self.target.split(), "--seed", str(seed)]
         seeded = [f"--hypothesis-seed={seed}"] if self.hypothesis else [f"--seed={seed}"]

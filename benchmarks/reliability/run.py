@@ -1,4 +1,4 @@
-"""Run one attack and keep what it counted."""
+"""Run one attack and collect what it counted."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def run(row: Row, seed: int, workers: int) -> dict[str, Any]:
 
 
 def _counted(path: Path) -> dict[str, int]:
-    """The sum of each thing that was counted."""
+    """Add up each thing that was counted."""
     total: Counter[str] = Counter()
     for line in path.read_text(encoding="utf-8").splitlines():
         entry = json.loads(line)
@@ -97,7 +97,7 @@ def _counted(path: Path) -> dict[str, int]:
 
 
 def _tests(report: Path) -> dict[str, Any]:
-    """Tests that ran, those that failed, and why others were left out."""
+    """Count the tests that ran, and list those that failed and why others were skipped."""
     if not report.is_file():
         return {"tests": 0, "failed": ["pytest wrote no report"], "skipped": []}
     cases = list(ElementTree.parse(report).iter("testcase"))

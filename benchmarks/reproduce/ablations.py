@@ -41,7 +41,7 @@ def one(
     name: str,
     choice: dict[str, Any],
 ) -> None:
-    """Heads trained with the choice, at one budget."""
+    """Measure heads trained with a choice, at one budget."""
 
     def made() -> dict[str, Any]:
         folder = name.replace(" ", "-").lower()

@@ -14,7 +14,7 @@ __all__ = ["at_mean", "fastv_at", "with_final"]
 
 
 def solve(share: Callable[[float], float], wanted: float) -> float | None:
-    """The x in (0, 1) at which a rising function has a value. None: there is none."""
+    """Find the x in (0, 1) at which a rising function has a value. None: there is none."""
     low, high = 1e-6, 1 - 1e-6
     if not share(low) <= wanted <= share(high):
         return None
@@ -25,7 +25,7 @@ def solve(share: Callable[[float], float], wanted: float) -> float | None:
 
 
 def staged(layers: tuple[int, ...], depth: int) -> Callable[[float], float]:
-    """Mean share of the tokens if each stage hands on the same share of its own."""
+    """Return the mean share of the tokens as a function of the share that each stage keeps."""
     ends = (*layers, depth - 1)
     lengths = [layers[0] + 1, *(b - a for a, b in itertools.pairwise(ends))]
 
@@ -36,13 +36,13 @@ def staged(layers: tuple[int, ...], depth: int) -> Callable[[float], float]:
 
 
 def fastv_at(layer: int, share: float, total: int, depth: int) -> float | None:
-    """How many tokens FastV keeps after a layer for a mean share. None: none is few enough."""
+    """Return how many tokens FastV keeps after a layer for a mean share. None: out of reach."""
     keep = (depth * share - (layer + 1)) * total / (depth - layer - 1)
     return keep if keep >= 1 else None
 
 
 def at_mean(share: float, total: int, depth: int) -> dict[str, MethodConfig | None]:
-    """Configurations whose mean over all layers is a share of the tokens. None: out of reach."""
+    """Configure each method so that its mean over all layers is a share. None: out of reach."""
     places = tp.PyramidDropConfig.default_depths
     quarters = tuple(round(depth * share_of_depth) - 1 for share_of_depth in places)
     configs = _before(share, total)
@@ -57,7 +57,7 @@ def at_mean(share: float, total: int, depth: int) -> dict[str, MethodConfig | No
 
 
 def with_final(share: float, total: int, depth: int) -> dict[str, MethodConfig | None]:
-    """Configurations that end with a share of the tokens."""
+    """Configure each method so that it ends with a share of the tokens."""
     keep = share * total
     return {
         **_before(share, total),
@@ -72,7 +72,7 @@ def with_final(share: float, total: int, depth: int) -> dict[str, MethodConfig |
 
 
 def _before(share: float, total: int) -> dict[str, MethodConfig | None]:
-    """Those that drop before the first layer: the mean is the final count."""
+    """Configure the methods that drop before the first layer: the mean is the final count."""
     keep = share * total
     # Of the nested scales, the one there is at a quarter.
     nested = tp.MatryoshkaConfig(stride=2) if share == 0.25 else None

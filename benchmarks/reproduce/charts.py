@@ -19,7 +19,7 @@ _COLOURS = ("#2a6f97", "#e07a1f", "#588157")
 
 
 def figure2(rows: Sequence[Row], path: Path) -> None:
-    """Accuracy by the share that goes; fine questions left, coarse ones right."""
+    """Plot accuracy by the share that is pruned; fine questions left, coarse ones right."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
     for axis, kind in zip(axes, ("fine", "coarse"), strict=True):
         depths = sorted({row["depth"] for row in rows})
@@ -47,7 +47,7 @@ def figure2(rows: Sequence[Row], path: Path) -> None:
 
 
 def layers(rows: Sequence[Row], path: Path) -> None:
-    """Tokens that each layer computes on."""
+    """Plot the tokens that each layer computes on."""
     figure, axis = plt.subplots(figsize=(7, 3.2), layout="constrained")
     for colour, digits in zip(_COLOURS, sorted({row["digits"] for row in rows}), strict=False):
         mine = [row["kept_per_layer"] for row in rows if row["digits"] == digits]

@@ -17,7 +17,7 @@ Claim = tuple[str, str, str]
 
 
 def claims(tables: dict[str, list[Row]]) -> Iterator[Claim]:
-    """Each claim, in order."""
+    """Yield each claim, in order."""
     parts: dict[str, Callable[[list[Row]], Iterator[Claim]]] = {
         "table1": _ahead,
         "table2": _adaptive,
@@ -34,7 +34,7 @@ def claims(tables: dict[str, list[Row]]) -> Iterator[Claim]:
 
 
 def _kept(rows: Sequence[Row], **keys: Any) -> dict[int, float]:
-    """Seed → accuracy kept, of the rows with these values."""
+    """Return seed → accuracy kept, of the rows with these values."""
     return {
         row["seed"]: row["accuracy_kept"]
         for row in rows
@@ -47,14 +47,14 @@ def _holds(held: bool) -> str:
 
 
 def _gap(high: dict[int, float], low: dict[int, float]) -> tuple[float, float]:
-    """Mean over the seeds of one above another, and its standard error."""
+    """Return the mean over the seeds of one above another, and its standard error."""
     gaps = [high[seed] - low[seed] for seed in sorted(high.keys() & low.keys())]
     error = statistics.stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else 0.0
     return statistics.mean(gaps), error
 
 
 def _against(claim: str, high: dict[int, float], low: dict[int, float], other: str) -> Claim:
-    """Whether one is above another, seed by seed on the same questions."""
+    """Compare two rows, seed by seed on the same questions."""
     gap, error = _gap(high, low)
     verdict = "within error" if abs(gap) <= error else _holds(gap > 0)
     means = [statistics.mean(found.values()) for found in (high, low)]
@@ -108,7 +108,7 @@ def _extended(rows: list[Row]) -> Iterator[Claim]:
 
 def _depths(rows: list[Row]) -> Iterator[Claim]:
     def lost(kind: str, depth: int, ratio: float) -> dict[int, float]:
-        """Seed → share of the accuracy that is lost."""
+        """Return seed → share of the accuracy that is lost."""
 
         def of(ratio: float) -> dict[int, float]:
             keys = (kind, depth, ratio)

@@ -43,7 +43,7 @@ def one(
     revival: bool,
     threshold: float | None,
 ) -> dict[str, Any]:
-    """One extension, at one budget of visual tokens."""
+    """Measure one extension, at one budget of visual tokens."""
     model = (
         atp(setting, seed, work, "revival", revival=True) if revival else atp(setting, seed, work)
     )

@@ -41,7 +41,7 @@ def run(setting: Setting, results: Path, work: Path) -> None:
 
 
 def at(layer: int, ratio: float, test: Any) -> dict[str, Any]:
-    """One layer, one ratio."""
+    """Measure pruning one share after one layer."""
     model = load()
     total = model.config.image_seq_length
     config = tp.ATPConfig(layers=(layer,), target_tokens=total, prunings=("redundant",))

@@ -33,7 +33,7 @@ numbers. ± is one standard error of the mean over the seeds.
 
 
 def render(results: Path, folder: Path) -> str:
-    """The page, whose pictures are written into a folder."""
+    """Write the page, and its pictures into a folder."""
     tables = {p.stem: json.loads(p.read_text()) for p in sorted(results.glob("*.json"))}
     parts = [_head(tables)]
     for name, part in (
@@ -74,7 +74,7 @@ def _head(tables: dict[str, Any]) -> str:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean ± standard error, in percent."""
+    """Format mean ± standard error, in percent."""
     mean = f"{statistics.mean(values):.1%}".rstrip("%")
     if len(values) < 2:
         return mean
@@ -94,7 +94,7 @@ def _mean(rows: Sequence[Row], name: str) -> float:
 
 
 def _budgets(rows: Sequence[Row], block: dict[str, Any]) -> str:
-    """One line a method, best first at the second budget; accuracy kept, mean and final tokens."""
+    """Write a line a method, best first: accuracy kept (mean / final tokens) at each budget."""
     rows = [row for row in _of(rows, **block) if "accuracy_kept" in row]
     shares = sorted({row["share"] for row in rows}, reverse=True)
 

@@ -45,7 +45,7 @@ def run(setting: Setting, results: Path, work: Path) -> None:
 def trained(
     store: Store, setting: Setting, seed: int, share: float, block: str, work: Path
 ) -> None:
-    """ATP, with trained heads and with calibration alone, and random drops of the same counts."""
+    """Measure ATP, trained and calibrated alone, and random pruning with ATP's counts."""
 
     def made(heads: bool) -> dict[str, Any]:
         model = atp(setting, seed, work) if heads else load()
@@ -82,7 +82,7 @@ def to_budget(model: Any, setting: Setting, share: float, block: str, seed: int)
 
 
 def measured(model: Any, batches: list[dict[str, Any]]) -> dict[str, Any]:
-    """What a model keeps on some batches."""
+    """Summarise what a model keeps on some batches."""
     with tp.track(model) as run, torch.inference_mode():
         for batch in batches:
             model(**batch)
@@ -90,7 +90,7 @@ def measured(model: Any, batches: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def wrapped(config: MethodConfig, setting: Setting, seed: int) -> dict[str, Any]:
-    """One method as configured."""
+    """Measure one method as configured."""
     model = tp.wrap(load(), config)
     return measure_held_out(model, setting, seed)
 
@@ -98,7 +98,7 @@ def wrapped(config: MethodConfig, setting: Setting, seed: int) -> dict[str, Any]
 def plain(
     store: Store, setting: Setting, seed: int, share: float, block: str, configs: Any
 ) -> None:
-    """The methods whose counts follow from their configuration."""
+    """Measure the methods whose counts follow from their configuration."""
     shape = load().config
     total, depth = shape.image_seq_length, shape.text_config.num_hidden_layers
     same = at_mean(share, total, depth)
@@ -114,7 +114,7 @@ def plain(
 
 
 def adaptive(store: Store, setting: Setting, seed: int, share: float, block: str) -> None:
-    """SparseVLM, whose λ is set by bisection on training pictures."""
+    """Measure SparseVLM, whose λ is set by bisection on training pictures."""
 
     def made() -> dict[str, Any]:
         model, batches = load(), list(calibration(setting, seed))
@@ -132,7 +132,7 @@ def adaptive(store: Store, setting: Setting, seed: int, share: float, block: str
 
 
 def best_fastv(store: Store, setting: Setting, seed: int) -> None:
-    """FastV after the layer that is best on validation, since the paper's is early here."""
+    """Measure FastV after the layer that is best on validation; the paper's is early here."""
     shape = load().config
     total, depth = shape.image_seq_length, shape.text_config.num_hidden_layers
     drawn = samples("validation", min(220, setting.questions), 7)

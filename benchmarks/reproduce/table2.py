@@ -57,7 +57,7 @@ def run(setting: Setting, results: Path, work: Path) -> None:
 
 
 def pair(store: Store, setting: Setting, seed: int, share: float, work: Path) -> None:
-    """One training, one budget: adaptive, and the mean counts of that for every picture."""
+    """Measure adaptive counts at one budget, and their mean counts for every picture."""
 
     def calibrated() -> Any:
         model = atp(setting, seed, work)

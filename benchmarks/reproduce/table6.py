@@ -42,7 +42,7 @@ def run(setting: Setting, results: Path, work: Path) -> None:
 
 
 def counts() -> dict[str, list[int]]:
-    """Visual tokens in each layer."""
+    """List the visual tokens in each layer."""
     published = {
         name: [VISUAL] * 4 + [first] * 10 + [second] * 10 + [third] * 8
         for name, (first, second, third) in COUNTS.items()
@@ -51,7 +51,7 @@ def counts() -> dict[str, list[int]]:
 
 
 def costs(visual: list[int], text: int) -> dict[str, Any]:
-    """Bytes of the cache and operations of the prefill, for these tokens in each layer."""
+    """Count the cache's bytes and the prefill's operations for these tokens in each layer."""
     config = LlamaConfig(
         hidden_size=4096,
         intermediate_size=11008,

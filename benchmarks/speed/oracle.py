@@ -22,7 +22,7 @@ __all__ = ["oracle"]
 
 @contextmanager
 def oracle(model: Any, shape: Shape, kept: Kept) -> Iterator[None]:
-    """Hook the unwrapped model to drop the tokens that `kept` prescribes, without deciding."""
+    """Drop the tokens that `kept` prescribes from the unwrapped model, without deciding."""
     layers = model.model.language_model.layers
     stages: dict[int, Tensor] = {}
     before = torch.ones_like(kept.after[0])

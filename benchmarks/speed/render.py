@@ -34,7 +34,7 @@ the machine wavers: the median of 30 rounds (5 at batch 8) is surer than one of 
 
 
 def render(results: Path) -> str:
-    """The page."""
+    """Write the page of a folder's results."""
     read = {
         path: json.loads(path.read_text(encoding="utf-8"))
         for path in sorted(results.glob("speed-*.json"))
@@ -97,7 +97,7 @@ def _prediction(shape: Shape, found: dict[str, Any]) -> str:
 
 
 def _counted(shapes: Sequence[Shape]) -> str:
-    """What is known of shapes that nothing was measured of."""
+    """Write what is known of shapes that were not measured."""
     body = []
     for shape in shapes:
         expected = predicted(shape, 2)

@@ -94,7 +94,7 @@ def layer_of(shape: Shape, device: str, dtype: torch.dtype) -> Callable[[Tensor]
 def heads_of(
     shape: Shape, length: int, batch: int, device: str, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Queries, keys, the queries' weights and the log-sum-exp that attention would leave."""
+    """Draw queries, keys and the queries' weights, with a log-sum-exp as attention leaves it."""
     width = shape.width // shape.heads
     query, key = (
         torch.randn(batch, heads, length, width, device=device, dtype=dtype)

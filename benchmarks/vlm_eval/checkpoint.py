@@ -17,7 +17,7 @@ __all__ = ["config_of", "load"]
 
 
 def config_of(method: str, options: dict[str, Any]) -> MethodConfig:
-    """A method's configuration.
+    """Make a method's configuration from command-line options.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def load(
     device_map: str | None = None,
     **options: Any,
 ) -> tuple[Any, Any]:
-    """A model in evaluation mode and its processor, which pads on the left.
+    """Load a model in evaluation mode and its processor, which pads on the left.
 
     Parameters
     ----------

@@ -29,14 +29,14 @@ _OWNER = "lmms-lab-encoder"
 
 
 def picture(sample: Sample) -> dict[str, Any]:
-    """A sample's picture, as `datasets` stores one."""
+    """Encode a sample's picture as `datasets` stores one."""
     png = io.BytesIO()
     Pillow.fromarray(sample.picture.pixels).save(png, "png")
     return {"bytes": png.getvalue(), "path": None}
 
 
 def save(folder: Path, rows: Sequence[dict[str, Any]], split: str, config: str = "default") -> None:
-    """One split of one configuration, and the card that says where it is."""
+    """Write one split of one configuration, and its entry in the dataset card."""
     from datasets import Dataset, Image, List  # a dependency of lmms-eval; training needs none
 
     name = f"{config}/{split}-00000-of-00001.parquet"
@@ -53,7 +53,7 @@ def save(folder: Path, rows: Sequence[dict[str, Any]], split: str, config: str =
 
 
 def write(folder: Path, count: int = 8) -> None:
-    """All of it, `count` questions each.
+    """Write all datasets, `count` questions each.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ def write(folder: Path, count: int = 8) -> None:
 
 
 def mix665k(folder: Path, drawn: Sequence[Sample]) -> None:
-    """LLaVA's training format: turns, and pictures by their path; some rows are text alone."""
+    """Write LLaVA's training format: turns, and pictures by path; some rows are text only."""
     (folder / "coco").mkdir(parents=True, exist_ok=True)
     rows = []
     for n, sample in enumerate(drawn):

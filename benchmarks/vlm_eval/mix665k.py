@@ -20,7 +20,7 @@ _PLACEHOLDER = "<image>"
 
 
 class Mix665k(Dataset):
-    """The conversations about a picture. Those without one teach the heads nothing: left out.
+    """The conversations about a picture. Those without one do not train the heads: left out.
 
     Parameters
     ----------
@@ -49,11 +49,11 @@ class Mix665k(Dataset):
             raise ValueError(f"{annotations}: none of its {len(rows)} rows has an image.")
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Return the number of conversations."""
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """The picture and the turns of one."""
+        """Load the picture and the turns of one conversation."""
         row = self.rows[index]
         with Image.open(self.images / row["image"]) as opened:
             image = opened.convert("RGB")
@@ -87,7 +87,7 @@ class Collator:
         self.longest = longest
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """One batch of `Mix665k` rows."""
+        """Collate one batch of `Mix665k` rows."""
         texts = [text_of(self.processor, row["turns"], for_answer=False) for row in rows]
         batch = self.processor(
             text=texts,

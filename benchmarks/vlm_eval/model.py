@@ -90,7 +90,7 @@ class TokenPrune(lmms):
 
     @torch.inference_mode()
     def _answer(self, requests: list[Instance]) -> list[str]:
-        """One batch, whose requests give ``generate`` the same arguments."""
+        """Answer one batch, whose requests give ``generate`` the same arguments."""
         texts, images = [], []
         for request in requests:
             _, doc_to_messages, _, doc_id, task, split = request.args

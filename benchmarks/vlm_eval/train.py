@@ -61,7 +61,7 @@ class HeadsTrainer(Trainer):
 
 
 def run(recipe: Recipe, arguments: TrainingArguments) -> Path:
-    """Calibrate, train, calibrate, save. The folder with the heads."""
+    """Calibrate, train, calibrate again and save; return the folder with the heads."""
     set_seed(arguments.seed)
     arguments.remove_unused_columns = False
     arguments.ddp_find_unused_parameters = False  # each batch has pictures
@@ -103,7 +103,7 @@ def _folder(arguments: TrainingArguments, given: str | None = None) -> Path:
 
 
 def batched(rows: range, size: int) -> list[range]:
-    """Rows in groups of so many."""
+    """Split rows into groups of a size."""
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 

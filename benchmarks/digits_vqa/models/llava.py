@@ -110,7 +110,7 @@ def sine_grid(side: int, width: int) -> torch.Tensor:
 
 
 def grid(model: LlavaForConditionalGeneration, size: Size) -> tuple[int, int, torch.Tensor]:
-    """Rows and columns of a picture's patches, and where they stand among its visual tokens."""
+    """Return rows and columns of a picture's patches, and their indices among its visual tokens."""
     return GRID, GRID, torch.arange(GRID * GRID)
 
 

@@ -78,7 +78,7 @@ def build(seed: int = 0) -> LlavaNextForConditionalGeneration:
 
 
 def grid(model: LlavaNextForConditionalGeneration, size: Size) -> tuple[int, int, torch.Tensor]:
-    """Rows and columns of a picture's tiles, and where they stand among its visual tokens."""
+    """Return rows and columns of a picture's tiles, and their indices among its visual tokens."""
     rows, cols = tile_grid(model.config, [size[1], size[0]])
     # The base view comes first, and a newline ends each row.
     lines = SIDE * SIDE + torch.arange(rows)[:, None] * (cols + 1)

@@ -74,7 +74,7 @@ def build(seed: int = 0) -> Qwen2VLForConditionalGeneration:
 
 
 def grid(model: Qwen2VLForConditionalGeneration, size: Size) -> tuple[int, int, torch.Tensor]:
-    """Rows and columns of a picture's tokens, and where they stand among its visual tokens."""
+    """Return rows and columns of a picture's tokens, and their indices among its visual tokens."""
     cols, rows = size[0] // PATCH, size[1] // PATCH
     return rows, cols, torch.arange(rows * cols)
 

@@ -8,5 +8,5 @@ __all__ = ["doc_to_visual"]
 
 
 def doc_to_visual(doc: dict[str, Any]) -> list[Any]:
-    """The one picture."""
+    """Return the document's one picture."""
     return [doc["image"].convert("RGB")]
