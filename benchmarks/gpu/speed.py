@@ -182,7 +182,7 @@ class Speed:
     def memory(
         self, size: int, variants: Mapping[str, Variant], forward: Callable[[], Any]
     ) -> dict[str, Any]:
-        """Measure each variant's peak memory and cache, and compare ATP's work with the oracle's."""
+        """Measure each variant's peak memory and cache; compare ATP's work with the oracle's."""
         found: dict[str, Any] = {}
         last: dict[str, tuple[Tensor, list[int]]] = {}
 
