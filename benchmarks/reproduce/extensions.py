@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import tokenprune as tp
-from tokenprune.engine import engine_of
 
 from .setting import Setting, atp, calibration, measure_held_out, open_store
 
@@ -48,9 +47,9 @@ def one(
         atp(setting, seed, work, "revival", revival=True) if revival else atp(setting, seed, work)
     )
     if threshold is not None:
-        config: Any = engine_of(model).config
-        heads = engine_of(model).method.state_dict()
-        tp.wrap(tp.unwrap(model), dataclasses.replace(config, text_threshold=threshold))
-        engine_of(model).method.load_state_dict(heads)
+        heads = model.tokenprune.method.state_dict()
+        config = dataclasses.replace(model.tokenprune.config, text_threshold=threshold)
+        tp.wrap(tp.unwrap(model), config)
+        model.tokenprune.method.load_state_dict(heads)
     tp.calibrate(model, list(calibration(setting, seed)), share * model.config.image_seq_length)
     return measure_held_out(model, setting, seed)

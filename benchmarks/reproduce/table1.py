@@ -13,7 +13,6 @@ from benchmarks.digits_vqa.dataset import samples
 from benchmarks.digits_vqa.evaluate import accuracy
 from benchmarks.store import Store
 from tokenprune.config import MethodConfig
-from tokenprune.engine import engine_of
 
 from .budgets import at_mean, fastv_at, with_final
 from .setting import (
@@ -72,7 +71,7 @@ def to_budget(model: Any, setting: Setting, share: float, block: str, seed: int)
         tp.calibrate(model, batches, share * total)
         return
     # The same knob that `calibrate` turns, by another count.
-    method: Any = engine_of(model).method
+    method = model.tokenprune.method
     low, high = -4.0, 4.0
     for _ in range(9):
         shift = (low + high) / 2

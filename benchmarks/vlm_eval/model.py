@@ -17,7 +17,6 @@ from lmms_eval.protocol import ChatMessages
 from tqdm import tqdm
 
 import tokenprune as tp
-from tokenprune.engine import Engine
 
 from .checkpoint import load
 from .prompts import text_of
@@ -68,8 +67,7 @@ class TokenPrune(lmms):
         for n, request in enumerate(requests):
             groups[json.dumps(request.args[2], sort_keys=True, default=str)].append(n)
         bar = tqdm(total=len(requests), disable=self._rank != 0, desc="tokenprune")
-        pruned = isinstance(getattr(self.model, "tokenprune", None), Engine)
-        with tp.track(self.model) if pruned else nullcontext() as run:
+        with tp.track(self.model) if tp.is_wrapped(self.model) else nullcontext() as tracked:
             for group in groups.values():
                 for start in range(0, len(group), self.batch_size_per_gpu):
                     chunk = group[start : start + self.batch_size_per_gpu]
@@ -84,7 +82,7 @@ class TokenPrune(lmms):
             total_elapsed_time=seconds,
             total_gen_tokens=self.new_tokens,
             avg_speed=self.new_tokens / seconds,
-            additional_metrics={"rank": self._rank, **(run.summary() if run else {})},
+            additional_metrics={"rank": self._rank, **(tracked.summary() if tracked else {})},
         )
         return answers
 

@@ -22,7 +22,6 @@ from torch.utils.data import Subset
 from transformers import HfArgumentParser, Trainer, TrainingArguments, set_seed
 
 import tokenprune as tp
-from tokenprune.engine import engine_of
 from tokenprune.io import load_heads
 
 from .checkpoint import config_of, load
@@ -80,10 +79,10 @@ def run(recipe: Recipe, arguments: TrainingArguments) -> Path:
         }
         for rows in batched(range(apart, len(data)), size)
     ]
-    aims: Any = engine_of(model).config
+    target = model.tokenprune.config.target_tokens  # with the default filled in
     if not arguments.resume_from_checkpoint:
-        # From the budget on, the loss teaches which tokens stay and not how many.
-        tp.calibrate(model, batches, aims.target_tokens)
+        # Training starts at the budget: the loss then says which tokens stay, not how many.
+        tp.calibrate(model, batches, target)
     trainer = HeadsTrainer(
         model=model,
         args=arguments,
@@ -91,7 +90,7 @@ def run(recipe: Recipe, arguments: TrainingArguments) -> Path:
         data_collator=collate,
     )
     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
-    tp.calibrate(model, batches, recipe.tokens or aims.target_tokens)
+    tp.calibrate(model, batches, recipe.tokens or target)
     trainer.save_model()
     return _folder(arguments)
 
