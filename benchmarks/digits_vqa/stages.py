@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from .questions import KINDS, PRESENCE
 
-__all__ = ["RECIPES", "Stage"]
-
 
 @dataclass(frozen=True)
 class Stage:
     """One stage of the training.
+
+    Its optimisers start anew, and its learning rates rise and fall by themselves.
 
     Attributes
     ----------

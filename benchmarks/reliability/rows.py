@@ -12,6 +12,8 @@ __all__ = ["ROWS", "Row"]
 class Row:
     """One attack.
 
+    It is a test file that pytest runs, or a program.
+
     Attributes
     ----------
     name : str

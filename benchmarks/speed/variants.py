@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -81,11 +81,9 @@ def received_by_map(
 @contextmanager
 def rival(model: Any, config: MethodConfig) -> Iterator[None]:
     """Wrap with another method."""
-    tp.wrap(model, config)
-    try:
+    with ExitStack() as stack:
+        stack.callback(tp.unwrap, tp.wrap(model, config))
         yield
-    finally:
-        tp.unwrap(model)
 
 
 def rivals(model: Any, shape: Shape, kept: Kept) -> dict[str, Variant]:
