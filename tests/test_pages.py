@@ -96,6 +96,8 @@ def test_the_readme_s_figures_are_the_committed_ones() -> None:
     assert (
         f"keeps {spread(ours)} % of the accuracy and the best other method {spread(best)} %" in text
     )
+    families = json.loads((ROOT / "adapters" / "verified.json").read_text())["families"]
+    assert f"**{len(families)} families:**" in text
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
