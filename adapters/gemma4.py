@@ -1,37 +1,38 @@
-"""Gemma 4: images of any size, told by the places of their patches."""
+"""Gemma 4: images of any size, read from the positions of their patches."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-import torch
+from tokenprune.layout import Coordinates, VisualLayout
 
-from tokenprune.layout import VisualLayout
-
-from .base import brings, frame_places, register, where_is
 from .generic import GenericAdapter
+from .geometry import frame_coordinates
+from .inputs import has_modality, placeholder_mask
+from .registry import register
 
 __all__ = ["Gemma4Adapter"]
 
 
 @register
 class Gemma4Adapter(GenericAdapter):
-    """`Gemma4ForConditionalGeneration`; tokens of videos have no places."""
+    """`Gemma4ForConditionalGeneration`; tokens of videos have no place in a grid."""
 
     model_type = "gemma4"
     sizes: tuple[str, ...] = ("image_position_ids",)
 
     def locate(self, core: Any, inputs: Mapping[str, Any]) -> VisualLayout:
-        """Image tokens, after the tower's pooling."""
-        if brings(inputs, "video"):
+        """Find image tokens, after the tower's pooling."""
+        if has_modality(inputs, "video"):
             return super().locate(core, inputs)
         config = core.config
         pool = config.vision_config.pooling_kernel_size
         # (x, y) of each patch; -1 at padding.
         extents = (inputs["image_position_ids"].amax(dim=1) + 1) // pool
-        places = [
-            frame_places(n, height, width) for n, (width, height) in enumerate(extents.tolist())
-        ]
-        here = where_is(core, inputs, config.image_token_id)
-        return VisualLayout.from_places([(here, torch.cat(places))])
+        coordinates = Coordinates.cat(
+            frame_coordinates(n, height, width)
+            for n, (width, height) in enumerate(extents.tolist())
+        )
+        here = placeholder_mask(core, inputs, config.image_token_id)
+        return VisualLayout.from_coordinates([(here, coordinates)])

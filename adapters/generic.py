@@ -1,4 +1,4 @@
-"""Any other decoder-only family, found by its structure and not by its name."""
+"""An adapter for any other decoder-only family, by its structure and not by its name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from tokenprune.layout import VisualLayout
 
-from .base import KINDS, Adapter, base_model, brings, grid_places, where_is
+from .adapter import Adapter, base_model
+from .geometry import grid_coordinates
+from .inputs import MODALITIES, has_modality, placeholder_mask
 
 __all__ = ["GenericAdapter"]
 
@@ -20,18 +22,19 @@ _PER_IMAGE = ("image_seq_length", "mm_tokens_per_image", "num_image_tokens", "im
 
 
 class GenericAdapter(Adapter):
-    """A core that turns placeholders into image features, and a decoder under it.
+    """An adapter for a core that replaces placeholders by image features, and its decoder.
 
     Where grids are given (``image_grid_thw``) and account for every token, they are read. Elsewhere
     each run of placeholders is one image, or as many as the configuration's tokens per image go
-    into it; its tokens have places if its length is a square and the tower takes one size only.
+    into it; its tokens have a row and a column if its length is a square and the tower takes one
+    size only.
     """
 
     model_type = ""
     sizes: tuple[str, ...] = ("image_grid_thw", "video_grid_thw")
 
     def check(self, model: Any) -> None:
-        """Raise ValueError, with the reason, if this model cannot be pruned."""
+        """Check the model's structure; ValueError, with the reason, if it cannot be pruned."""
         reason = _why_not(base_model(model))
         if reason:
             raise ValueError(
@@ -41,26 +44,26 @@ class GenericAdapter(Adapter):
         super().check(model)
 
     def core(self, model: Any) -> Any:
-        """The innermost module that takes both the prompt's ids and the pixels."""
+        """Return the innermost module that takes both the prompt's ids and the pixels."""
         return _core(base_model(model))
 
     def decoder_layers(self, model: Any) -> Any:
-        """The text model's."""
+        """Return the text model's layers."""
         return _decoder(self.core(model)).layers
 
     def first_layer(self, model: Any) -> int:
-        """After the layers that get features of the tower's middle layers added (deepstack)."""
+        """Return the layer after those that get features of the tower's middle layers."""
         vision = getattr(model.config, "vision_config", None)
         return len(getattr(vision, "deepstack_visual_indexes", None) or ())
 
     def grid(self, model: Any) -> tuple[int, int]:
-        """The square of an image's tokens, or 24×24 where sizes differ."""
+        """Return the square of an image's tokens, or 24×24 where sizes differ."""
         per_image = self.per_image(model.config) or 0
         side = round(per_image**0.5)
         return (side, side) if side and side * side == per_image else (24, 24)
 
     def per_image(self, config: Any) -> int | None:
-        """Tokens of one image, if the configuration says."""
+        """Return the tokens of one image, if the configuration says."""
         parts = (
             config,
             getattr(config, "vision_config", None),
@@ -70,15 +73,15 @@ class GenericAdapter(Adapter):
         return next((n for n in found if isinstance(n, int)), None)
 
     def locate(self, core: Any, inputs: Mapping[str, Any]) -> VisualLayout:
-        """Placeholders of images and videos."""
-        kinds = [kind for kind in KINDS if brings(inputs, kind)]
+        """Find the placeholders of images and videos."""
+        modalities = [name for name in MODALITIES if has_modality(inputs, name)]
         config = core.config
-        masks = [where_is(core, inputs, _token(config, kind)) for kind in kinds]
-        grids: list[Any] = [inputs.get(f"{kind}_grid_thw") for kind in kinds]
+        masks = [placeholder_mask(core, inputs, _token(config, name)) for name in modalities]
+        grids: list[Any] = [inputs.get(f"{name}_grid_thw") for name in modalities]
         merges = [_merge(grid, mask) for grid, mask in zip(grids, masks, strict=True)]
         if all(merges):
-            places = [grid_places(grid, merge) for grid, merge in zip(grids, merges, strict=True)]
-            return VisualLayout.from_places(list(zip(masks, places, strict=True)))
+            coordinates = map(grid_coordinates, grids, merges)
+            return VisualLayout.from_coordinates(list(zip(masks, coordinates, strict=True)))
         both = torch.stack(masks).any(dim=0)
         per_image = self.per_image(config)
         # Where a tower takes images of any size, a run of 36 tokens may as well be 4 x 9.
@@ -90,7 +93,7 @@ class GenericAdapter(Adapter):
 
 
 def _merge(grid: Tensor | None, mask: Tensor) -> int:
-    """How many patches a side the tower makes into one token; 0 if the grids do not say."""
+    """Return how many patches a side the tower merges into one token; 0 if the grids do not say."""
     if grid is None:
         return 0
     patches, tokens = int(grid.prod(dim=1).sum()), int(mask.sum())
@@ -98,8 +101,13 @@ def _merge(grid: Tensor | None, mask: Tensor) -> int:
     return merge if merge**2 * tokens == patches else 0
 
 
-def _token(config: Any, kind: str) -> Any:
-    names = (f"{kind}_token_id", f"{kind}_token_index", "image_token_id", "image_token_index")
+def _token(config: Any, modality: str) -> Any:
+    names = (
+        f"{modality}_token_id",
+        f"{modality}_token_index",
+        "image_token_id",
+        "image_token_index",
+    )
     return next((t for n in names if isinstance(t := getattr(config, n, None), int)), None)
 
 
@@ -109,7 +117,7 @@ def _takes(module: nn.Module, *names: str) -> bool:
 
 
 def _inner(module: Any) -> Iterator[Any]:
-    """The model, then the model inside it, as long as they take ids and pixels."""
+    """Yield the model, then the model inside it, as long as they take ids and pixels."""
     while module is not None and _takes(module, "input_ids", "pixel_values"):
         yield module
         module = getattr(module, "model", None)

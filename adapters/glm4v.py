@@ -1,4 +1,4 @@
-"""GLM-4V and its kin: frames of videos are written with the image's token."""
+"""GLM-4V and its descendants: frames of videos use the image placeholder."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Any
 
 from tokenprune.layout import VisualLayout
 
-from .base import KINDS, brings, grid_places, register, where_is
+from .geometry import grid_coordinates
+from .inputs import MODALITIES, has_modality, placeholder_mask
 from .qwen2_vl import Qwen2VLAdapter
+from .registry import register
 
 __all__ = ["Glm4vAdapter", "Glm4vMoeAdapter", "Glm46VAdapter", "GlmOcrAdapter"]
 
@@ -20,11 +22,12 @@ class Glm4vAdapter(Qwen2VLAdapter):
     model_type = "glm4v"
 
     def locate(self, core: Any, inputs: Mapping[str, Any]) -> VisualLayout:
-        """Image tokens, after the tower's spatial merge."""
+        """Find image tokens, after the tower's spatial merge."""
         merge = core.config.vision_config.spatial_merge_size
-        here = where_is(core, inputs, core.config.image_token_id)
-        kind = next(kind for kind in KINDS if brings(inputs, kind))
-        return VisualLayout.from_places([(here, grid_places(inputs[f"{kind}_grid_thw"], merge))])
+        here = placeholder_mask(core, inputs, core.config.image_token_id)
+        modality = next(name for name in MODALITIES if has_modality(inputs, name))
+        coordinates = grid_coordinates(inputs[f"{modality}_grid_thw"], merge)
+        return VisualLayout.from_coordinates([(here, coordinates)])
 
 
 @register

@@ -7,8 +7,10 @@ from typing import Any
 
 from tokenprune.layout import VisualLayout
 
-from .base import Adapter, base_model, clip_tower, register, where_is
-from .pixtral import pixtral_places
+from .adapter import CompositeAdapter, base_model, clip_tower
+from .inputs import placeholder_mask
+from .pixtral import pixtral_coordinates
+from .registry import register
 
 __all__ = ["LlavaAdapter"]
 
@@ -17,7 +19,7 @@ _TOWERS = {"clip_vision_model": True, "siglip_vision_model": False, "pixtral": F
 
 
 @register
-class LlavaAdapter(Adapter):
+class LlavaAdapter(CompositeAdapter):
     """`LlavaForConditionalGeneration` with a CLIP, SigLIP or Pixtral tower."""
 
     model_type = "llava"
@@ -25,7 +27,7 @@ class LlavaAdapter(Adapter):
     sizes: tuple[str, ...] = ("image_sizes",)
 
     def check(self, model: Any) -> None:
-        """Only towers whose grids are known."""
+        """Check that the tower is one whose grids are known."""
         super().check(model)
         tower = model.config.vision_config.model_type
         if tower not in _TOWERS:
@@ -34,16 +36,8 @@ class LlavaAdapter(Adapter):
                 f"{sorted(_TOWERS)}."
             )
 
-    def core(self, model: Any) -> Any:
-        """`LlavaModel`."""
-        return base_model(model).model
-
-    def decoder_layers(self, model: Any) -> Any:
-        """Of its language model."""
-        return self.core(model).language_model.layers
-
     def grid(self, model: Any) -> tuple[int, int]:
-        """image_size / patch_size squared: 24×24 for LLaVA-1.5, the largest one for Pixtral."""
+        """Return image_size / patch_size, squared: 24×24 for LLaVA-1.5, the largest for Pixtral."""
         return self._grid(model.config)
 
     @staticmethod
@@ -52,7 +46,7 @@ class LlavaAdapter(Adapter):
         return side, side
 
     def tower(self, model: Any) -> tuple[Any, list[Any]]:
-        """Of CLIP, whose class token is left out of the visual tokens."""
+        """Return CLIP's, where its class token is left out of the visual tokens."""
         config = base_model(model).config
         own_class_token = _TOWERS[config.vision_config.model_type]
         if not own_class_token or config.vision_feature_select_strategy != "default":
@@ -60,12 +54,12 @@ class LlavaAdapter(Adapter):
         return clip_tower(self.core(model).vision_tower)
 
     def locate(self, core: Any, inputs: Mapping[str, Any]) -> VisualLayout:
-        """Image tokens in the prompt, row by row of each image's grid."""
+        """Find image tokens in the prompt, row by row of each image's grid."""
         config = core.config
-        here = where_is(core, inputs, config.image_token_id)
+        here = placeholder_mask(core, inputs, config.image_token_id)
         if config.vision_config.model_type == "pixtral":
-            sizes = inputs["image_sizes"]
-            return VisualLayout.from_places([(here, pixtral_places(sizes, config.vision_config))])
+            coordinates = pixtral_coordinates(inputs["image_sizes"], config.vision_config)
+            return VisualLayout.from_coordinates([(here, coordinates)])
         rows, cols = self._grid(config)
         strategy = inputs.get("vision_feature_select_strategy")
         strategy = strategy or config.vision_feature_select_strategy

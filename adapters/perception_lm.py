@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .base import register
 from .generic import GenericAdapter
+from .registry import register
 
 __all__ = ["PerceptionLMAdapter"]
 
@@ -17,7 +17,7 @@ class PerceptionLMAdapter(GenericAdapter):
     model_type = "perception_lm"
 
     def per_image(self, config: Any) -> int:
-        """Of one tile, after pooling."""
+        """Return the tokens of one tile, after pooling."""
         tower = config.vision_config.model_args
         side = tower["img_size"][0] // tower["patch_size"] // config.projector_pooling_ratio
         return side * side

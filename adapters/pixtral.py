@@ -1,29 +1,30 @@
-"""Families with a Pixtral tower: images of any size, told by ``image_sizes`` in pixels."""
+"""Families with a Pixtral tower: images of any size, read from ``image_sizes`` in pixels."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from tokenprune.layout import VisualLayout
+from tokenprune.layout import Coordinates, VisualLayout
 
-from .base import frame_places, register, where_is
 from .generic import GenericAdapter
+from .geometry import frame_coordinates
+from .inputs import placeholder_mask
+from .registry import register
 
-__all__ = ["LightOnOcrAdapter", "Mistral3Adapter", "pixtral_places"]
+__all__ = ["LightOnOcrAdapter", "Mistral3Adapter", "pixtral_coordinates"]
 
 
-def pixtral_places(sizes: Tensor, vision_config: Any, merge: int = 1) -> Tensor:
-    """Places of the patches, `merge` of them a side made one token.
+def pixtral_coordinates(sizes: Tensor, vision_config: Any, merge: int = 1) -> Coordinates:
+    """Return the coordinates of the patches, `merge` of them a side merged into one token.
 
     The text tokens that some processors put after each row of patches are no visual tokens.
     """
     cell = vision_config.patch_size * merge
     grids = [(height // cell, width // cell) for height, width in sizes.tolist()]
-    return torch.cat([frame_places(n, *grid) for n, grid in enumerate(grids)])
+    return Coordinates.cat(frame_coordinates(n, *grid) for n, grid in enumerate(grids))
 
 
 @register
@@ -34,13 +35,13 @@ class Mistral3Adapter(GenericAdapter):
     sizes: tuple[str, ...] = ("image_sizes",)
 
     def locate(self, core: Any, inputs: Mapping[str, Any]) -> VisualLayout:
-        """Patches, after the spatial merge."""
+        """Find patches, after the spatial merge."""
         config = core.config
-        here = where_is(core, inputs, config.image_token_id)
-        places = pixtral_places(
+        here = placeholder_mask(core, inputs, config.image_token_id)
+        coordinates = pixtral_coordinates(
             inputs["image_sizes"], config.vision_config, config.spatial_merge_size
         )
-        return VisualLayout.from_places([(here, places)])
+        return VisualLayout.from_coordinates([(here, coordinates)])
 
 
 @register

@@ -7,36 +7,30 @@ from typing import Any
 
 from tokenprune.layout import VisualLayout
 
-from .base import Adapter, base_model, clip_tower, register, where_is
+from .adapter import CompositeAdapter, base_model, clip_tower
+from .inputs import placeholder_mask
+from .registry import register
 
 __all__ = ["VipLlavaAdapter"]
 
 
 @register
-class VipLlavaAdapter(Adapter):
+class VipLlavaAdapter(CompositeAdapter):
     """`VipLlavaForConditionalGeneration`. The class token is always left out."""
 
     model_type = "vipllava"
     causal = True
 
-    def core(self, model: Any) -> Any:
-        """`VipLlavaModel`."""
-        return base_model(model).model
-
-    def decoder_layers(self, model: Any) -> Any:
-        """Of its language model."""
-        return self.core(model).language_model.layers
-
     def grid(self, model: Any) -> tuple[int, int]:
-        """image_size / patch_size squared."""
+        """Return image_size / patch_size, squared."""
         config = base_model(model).config.vision_config
         return (side := config.image_size // config.patch_size), side
 
     def tower(self, model: Any) -> tuple[Any, list[Any]]:
-        """CLIP's."""
+        """Return CLIP's."""
         return clip_tower(self.core(model).vision_tower)
 
     def locate(self, core: Any, inputs: Mapping[str, Any]) -> VisualLayout:
-        """Image tokens in the prompt, row by row of each image's grid."""
-        here = where_is(core, inputs, core.config.image_token_id)
+        """Find image tokens in the prompt, row by row of each image's grid."""
+        here = placeholder_mask(core, inputs, core.config.image_token_id)
         return VisualLayout.from_grids(here, *self.grid(core))

@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenprune.adapters.base import frame_places
+from tokenprune.adapters.geometry import frame_coordinates
 
-from tokenprune.layout import VisualLayout
+from tokenprune.layout import Coordinates, VisualLayout
 from tokenprune.methods.atp.spatial import spatial_score
 
 STRIDES = (2, 3, 4, 6)
@@ -55,9 +55,9 @@ def test_any_ladder_equals_the_painting(grid, strides, weight):
 def test_the_temporal_ladder_takes_every_so_many_frames(grid, frames, strides):
     """Frames that a stride skips are as if painted by the smaller strides alone."""
     height, width = grid
-    rows = torch.cat([frame_places(0, height, width, frame) for frame in range(frames)])
-    mask = torch.ones(1, len(rows), dtype=torch.bool)
-    layout = VisualLayout.from_places([(mask, rows)])
+    tokens = Coordinates.cat(frame_coordinates(0, height, width, frame) for frame in range(frames))
+    mask = torch.ones(1, len(tokens.row), dtype=torch.bool)
+    layout = VisualLayout.from_coordinates([(mask, tokens)])
     score = spatial_score(layout, strides, 3.0, temporal=True).view(frames, height, width)
     canvas = torch.zeros(frames, height, width)
     for stride in sorted(strides):

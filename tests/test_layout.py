@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenprune.engine.survivors import gather_hidden, scatter_hidden, survivors
-from tokenprune.layout import VisualLayout
+from tokenprune.layout import Coordinates, VisualLayout
 
 
 @st.composite
@@ -110,10 +110,10 @@ def test_a_layout_lives_where_its_mask_does(device, leading):
 
 @pytest.mark.parametrize(("cut", "complete"), [(0, True), (1, False), (6, True), (7, False)])
 def test_part_of_an_image_is_noticed(device, cut, complete):
-    """By a grid that all images have, and by places given for each."""
+    """By a grid that all images have, and by coordinates given for each."""
     mask = torch.ones(2, 12, dtype=torch.bool, device=device)
     mask[1, 12 - cut :] = False
-    places = torch.zeros(24, 6, dtype=torch.long)
+    coordinates = Coordinates(*torch.zeros(6, 24, dtype=torch.long))
     assert bool(VisualLayout.from_grids(mask, 2, 3).complete) == complete
-    assert bool(VisualLayout.from_places([(mask, places)]).complete) == (cut == 0)
+    assert bool(VisualLayout.from_coordinates([(mask, coordinates)]).complete) == (cut == 0)
     assert bool(VisualLayout.from_grids(mask, 2, 3).repeat_rows(2).complete) == complete

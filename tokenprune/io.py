@@ -28,7 +28,7 @@ from .heads_file import pack
 from .saved import CONFIG, HEADS, Heads, named, open_heads, parsed, path_of
 
 if TYPE_CHECKING:
-    from tokenprune.adapters.base import Adapter
+    from tokenprune.adapters import Adapter
 
 __all__ = ["facts_of", "load_heads", "read_config", "read_heads", "save_heads"]
 
