@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
+import subprocess
 import sys
+import zipfile
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
@@ -94,8 +97,25 @@ def test_the_library_imports_only_what_it_depends_on() -> None:
             assert allowed & owned_by, f"{path}: {name}"
 
 
-def test_every_package_is_in_the_wheel() -> None:
-    found = {"tokenprune." + str(p.parent.relative_to(ROOT)) for p in ROOT.glob("adapters/**/*.py")}
-    for path in ROOT.glob("tokenprune/**/*.py"):
-        found.add(".".join(path.relative_to(ROOT).parent.parts))
-    assert found == set(PROJECT["tool"]["setuptools"]["packages"])
+def test_every_file_is_in_the_wheel(tmp_path: Path) -> None:
+    """Whatever is added to `tokenprune` or `adapters`, and nothing else."""
+    source = tmp_path / "source"
+    no_caches = shutil.ignore_patterns("__pycache__")
+    for folder in ("tokenprune", "adapters"):
+        shutil.copytree(ROOT / folder, source / folder, symlinks=True, ignore=no_caches)
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    (source / "tokenprune/adapters").unlink(missing_ok=True)  # a link where it is not installed
+    for new in ("tokenprune/new", "tokenprune/new/deeper", "adapters/new"):
+        (source / new).mkdir()
+        (source / new / "__init__.py").touch()
+    files = {
+        str(path.relative_to(source)).replace("adapters/", "tokenprune/adapters/")
+        for folder in ("tokenprune", "adapters")
+        for path in (source / folder).rglob("*")
+        if path.is_file()
+    }
+    command = "-m pip wheel --quiet --no-deps --no-build-isolation --no-index --wheel-dir"
+    subprocess.run([sys.executable, *command.split(), tmp_path, source], check=True)
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        assert {name for name in wheel.namelist() if ".dist-info/" not in name} == files
