@@ -1,8 +1,8 @@
 """Which packages are installed; everything else about the project is in ``pyproject.toml``.
 
 The folder ``adapters/`` stands at the top level of the repository and is installed as
-``tokenprune.adapters``: PyPI's ``adapters`` is another project. ``pyproject.toml`` can list packages or
-find them, but not find them in two places under one name.
+``tokenprune.adapters``: PyPI's ``adapters`` is another project. ``pyproject.toml`` lists packages
+or finds them, but does not find them in two places under one name.
 """
 
 from setuptools import find_packages, setup
