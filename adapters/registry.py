@@ -1,4 +1,4 @@
-"""The adapters by ``config.model_type``."""
+"""The registry of adapters."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any, TypeVar
 from .adapter import Adapter
 from .generic import GenericAdapter
 
-__all__ = ["adapter_for", "register", "verified"]
+__all__ = ["ADAPTERS", "adapter_for", "register", "verified"]
 
 AdapterClass = TypeVar("AdapterClass", bound=type[Adapter])
 
-_ADAPTERS: dict[str, Adapter] = {}
+# By ``config.model_type``; `register` adds to it.
+ADAPTERS: dict[str, Adapter] = {}
 
 
 def register(adapter: AdapterClass) -> AdapterClass:
@@ -56,7 +57,7 @@ locate.
         raise TypeError(
             f"{adapter.__name__} cannot be registered: it does not define {', '.join(missing)}."
         )
-    _ADAPTERS[model_type] = adapter()
+    ADAPTERS[model_type] = adapter()
     return adapter
 
 
@@ -87,7 +88,7 @@ or a PEFT model around one.
             f"{type(model).__name__} has no config.model_type: expected a vision-language model of "
             "transformers, or a PEFT model around one."
         )
-    return _ADAPTERS.get(model_type) or GenericAdapter()
+    return ADAPTERS.get(model_type) or GenericAdapter()
 
 
 def verified() -> list[str]:

@@ -174,6 +174,7 @@ def over(examples: int, limit: str = "") -> Callable[[Callable[..., Any]], Any]:
 
         run.__name__ = test.__name__
         run.__doc__ = test.__doc__
+        run.swept = True  # type: ignore[attr-defined]
         names = [skipped(family, limit) for family in FAMILIES.values() if not family.refused]
         return pytest.mark.parametrize("name", names)(run)
 

@@ -107,7 +107,7 @@ def circle(graph: Graph) -> list[str]:
 
 def part_of(module: str) -> str:
     """The package below `tokenprune` that a module is in, or the module itself."""
-    return (module.split(".") + ["__init__"])[1]
+    return [*module.split("."), "__init__"][1]
 
 
 def wrong_arrows(graph: Graph) -> list[str]:

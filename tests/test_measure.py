@@ -58,7 +58,7 @@ def test_figures_agree_with_each_other(shared, rows, padding, seed):
     _, stats = run(shared, batch)
     present = batch["attention_mask"].bool().numpy()
     images = np.array([sum(part == IMAGE for part in prompt) for prompt in rows])
-    assert stats.modules == LAYERS
+    assert stats.pruning_layers == LAYERS
     assert stats.visual_tokens.tolist() == (images * VISUAL_TOKENS).tolist()
     assert stats.alive.shape == (NUM_LAYERS, *present.shape)
     assert (stats.alive[0] == present).all()
@@ -82,7 +82,7 @@ def test_figures_agree_with_each_other(shared, rows, padding, seed):
 
 def test_arrays_are_read_only_and_fields_cannot_be_set(shared):
     _, stats = run(shared, make_batch(((4, IMAGE, 6),)))
-    arrays = [f.name for f in dataclasses.fields(stats) if f.name != "modules"]
+    arrays = [f.name for f in dataclasses.fields(stats) if f.name != "pruning_layers"]
     assert len(arrays) == 14
     for name in arrays:
         with pytest.raises(ValueError, match="read-only"):
@@ -97,7 +97,7 @@ def test_to_dict_is_json_without_position_maps(shared):
     assert values["kept"] == stats.kept.tolist()
     assert values["mean_tokens"] == stats.mean_tokens
     assert values["thresholds"] == stats.thresholds.tolist()
-    assert values["modules"] == list(LAYERS)
+    assert values["pruning_layers"] == list(LAYERS)
     assert "alive" not in values
     assert "row" not in values
 
@@ -207,7 +207,7 @@ def test_track_equals_numpy_on_everything(shared):
     assert (tracker.kept() == kept).all()
     summary = tracker.summary()
     assert summary["samples"] == 6
-    assert summary["modules"] == list(LAYERS)
+    assert summary["pruning_layers"] == list(LAYERS)
     assert summary["mean_tokens"] == pytest.approx(kept.mean())
     assert summary["final_tokens"] == pytest.approx(kept[-1].mean())
     assert summary["visual_tokens"] == pytest.approx(VISUAL_TOKENS * 7 / 6)
@@ -269,13 +269,13 @@ def panels(path, count, size):
 def check_panels(path, image, stats, sample=0, image_number=0):
     scale = max(1, -(-336 // max(image.size)))
     size = (image.width * scale, image.height * scale)
-    original, *after = panels(path, 1 + len(stats.modules), size)
+    original, *after = panels(path, 1 + len(stats.pruning_layers), size)
     expected = np.asarray(image).repeat(scale, axis=0).repeat(scale, axis=1)
     assert (original == expected).all()
     here = stats.visual[sample] & (stats.image[sample] == image_number)
     rows, cols = stats.grid[sample][here][0]
-    assert len(after) == len(stats.modules)
-    for layer, panel in zip(stats.modules, after, strict=True):
+    assert len(after) == len(stats.pruning_layers)
+    for layer, panel in zip(stats.pruning_layers, after, strict=True):
         alive = stats.alive[layer + 1, sample] & here
         kept = {
             (int(r), int(c))
@@ -293,7 +293,7 @@ def check_panels(path, image, stats, sample=0, image_number=0):
                     assert cell.min() >= 150, "a dropped cell is not pale"
                     assert not (cell == before).all()
     return [len(here.nonzero()[0])] + [
-        int((stats.alive[layer + 1, sample] & here).sum()) for layer in stats.modules
+        int((stats.alive[layer + 1, sample] & here).sum()) for layer in stats.pruning_layers
     ]
 
 

@@ -149,7 +149,7 @@ def test_it_is_drawn_and_tracked(tmp_path, config: MethodConfig) -> None:
             model(**batch)
         picture = np.zeros((24, 24, 3), dtype=np.uint8)
         path = tp.draw(picture, tp.stats(model), tmp_path / "kept.png")
-        modules = len(tp.stats(model).modules)
+        modules = len(tp.stats(model).pruning_layers)
     finally:
         tp.unwrap(model)
     summary = run.summary()

@@ -1,4 +1,4 @@
-"""Replace one file whole: a reader finds the old one or the new one, whoever is killed when."""
+"""Replace one file atomically: a reader finds the old file or the new one, never a part."""
 
 from __future__ import annotations
 
@@ -19,21 +19,28 @@ __all__ = ["replace_file"]
 def replace_file(path: Path, data: bytes) -> None:
     """Write a temporary file beside `path`, and rename it to `path`.
 
-    A writer holds an advisory lock (``flock``) on its temporary file for as long as it has one. A
-    temporary file that can be locked was left by a writer that was killed, and is removed; one that
-    cannot belongs to a writer at work. Where there are no such locks (Windows, some network
-    file systems) what a killed writer left stays.
+    A writer holds an advisory lock (``flock``) on its temporary file while it writes. A temporary
+    file that can be locked was left by a process that was killed, and is removed; one that cannot
+    be locked is still being written. Without such locks (Windows, some network file systems) the
+    files of killed processes are not removed.
 
     Parameters
     ----------
     path : Path
         In a folder that exists. The file's mode follows the umask.
     data : bytes
+        The whole content.
 
     Raises
     ------
     OSError
         If it cannot be written; `path` is then as it was.
+
+    Examples
+    --------
+    >>> replace_file(folder / "note.txt", b"new")
+    >>> [path.name for path in folder.iterdir()]
+    ['note.txt']
     """
     _remove_stale(path)
     file, temporary = _temporary(path)
@@ -51,7 +58,7 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def _temporary(path: Path) -> tuple[BinaryIO, Path]:
-    """A new locked file beside `path`."""
+    """Create and lock a new file beside `path`."""
     while True:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
@@ -62,7 +69,7 @@ def _temporary(path: Path) -> tuple[BinaryIO, Path]:
             fcntl.flock(file, fcntl.LOCK_EX)
         if temporary.exists():
             return file, temporary
-        # Another writer took it for a stale one before it was locked.
+        # Another process removed it as stale before it was locked.
         file.close()
 
 

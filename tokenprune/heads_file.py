@@ -1,8 +1,8 @@
-"""The safetensors file that heads are in: its header is read and bounded before its data.
+"""The safetensors file of saved heads; the header is read and checked before the data.
 
 The format: tensors in safetensors, and in the header's ``__metadata__``
 
-- ``tokenprune``: a JSON object, what the heads are for; see `tokenprune.io`;
+- ``tokenprune``: a JSON object that says what model the heads fit; see `tokenprune.io`;
 - ``tokenprune_sha256``: SHA-256, in hexadecimal, of that JSON text in UTF-8 followed by, for each
   tensor in the order of the names, a line ``name dtype [shape]`` (as torch prints them) and its
   bytes.
@@ -26,10 +26,10 @@ from .strict_json import parse_object
 
 __all__ = ["HEADER_LIMIT", "Header", "digest", "pack", "read_header", "read_tensors"]
 
-# Bytes of a header, and of the older layout's JSON: 50 times what a calibrated model's heads have.
+# In bytes, for a header or the JSON of the older layout: 50 times that of a calibrated model.
 HEADER_LIMIT = 2**20
 
-# safetensors' names of the dtypes that heads may have, and the bytes of a value.
+# Dtypes that heads may have, by safetensors' names, and the bytes of a value.
 _BYTES = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8}
 
 _ABOUT, _DIGEST = "tokenprune", "tokenprune_sha256"
@@ -37,15 +37,16 @@ _ABOUT, _DIGEST = "tokenprune", "tokenprune_sha256"
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself before its data.
+    """The header of a file of heads, before its data.
 
     Attributes
     ----------
     about, sha256 : str, optional
-        The metadata that `pack` writes. None: the older layout, or no heads.
+        The metadata that `pack` writes: JSON text and digest. None in the older layout, or in a
+        file that holds no heads.
     tensors : dict
-        Name → safetensors' dtype and the shape. Each is a `str` and a list of ints from 0, which
-        nothing has compared with the file's size yet.
+        Name → safetensors' dtype (str) and shape (list of ints from 0), not yet compared with the
+        file's size.
     raw : bytes
         The file up to its data.
     """
@@ -56,7 +57,7 @@ class Header:
     raw: bytes
 
     def differences(self, expected: dict[str, list[int]]) -> list[str]:
-        """What is wrong with its tensors, given the shapes that are expected. Reads no data."""
+        """List what is wrong with the tensors' names, shapes and dtypes, without reading data."""
         wrong = []
         for name, shape in expected.items():
             dtype, saved = self.tensors.get(name, (None, None))
@@ -68,14 +69,30 @@ class Header:
 
 
 def pack(about: dict[str, Any], tensors: dict[str, Tensor]) -> bytes:
-    """The content of a file of heads.
+    """Build the content of a file of heads.
 
     Parameters
     ----------
     about : dict
         JSON types; no NaN or infinity.
     tensors : dict
-        On the CPU, contiguous.
+        Name → tensor, on the CPU, contiguous.
+
+    Returns
+    -------
+    bytes
+
+    Raises
+    ------
+    ValueError
+        If `about` holds NaN or infinity.
+
+    Examples
+    --------
+    >>> from io import BytesIO
+    >>> content = pack({"family": "llava"}, {"weight": torch.zeros(2)})
+    >>> read_header(BytesIO(content)).tensors
+    {'weight': ('F32', [2])}
     """
     text = json.dumps(about, allow_nan=False)
     metadata = {"format": "pt", _ABOUT: text, _DIGEST: digest(text, tensors)}
@@ -83,7 +100,7 @@ def pack(about: dict[str, Any], tensors: dict[str, Tensor]) -> bytes:
 
 
 def digest(text: str, tensors: dict[str, Tensor]) -> str:
-    """The SHA-256 of a file's JSON text and tensors; see the module's docstring."""
+    """Compute the SHA-256 of the JSON text and the tensors; see the top of this file."""
     found = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         value = tensors[name]
@@ -93,7 +110,12 @@ def digest(text: str, tensors: dict[str, Tensor]) -> str:
 
 
 def read_header(file: BinaryIO) -> Header:
-    """Read a safetensors file up to its data, at most `HEADER_LIMIT` bytes.
+    """Read the header of a safetensors file, at most `HEADER_LIMIT` bytes.
+
+    Parameters
+    ----------
+    file : binary file
+        At its begin; afterwards at its data.
 
     Raises
     ------
@@ -123,9 +145,16 @@ def read_header(file: BinaryIO) -> Header:
 
 
 def read_tensors(file: BinaryIO, header: Header) -> tuple[dict[str, Tensor], bytes]:
-    """Read the data of a file whose header was read, and compared with what is expected.
+    """Read the data of a file whose header was read and checked.
 
-    Memory is taken only once the file is found to be as long as its header says.
+    No memory is allocated before the file is found to be as long as its header says.
+
+    Parameters
+    ----------
+    file : binary file
+        Seekable.
+    header : Header
+        Of the same file, with shapes and dtypes that were compared with the expected ones.
 
     Returns
     -------

@@ -1,12 +1,12 @@
-"""Heads on disk: one safetensors file, whose metadata says what they fit.
+"""Save and load heads: one safetensors file, whose metadata says what model they fit.
 
 The file is ``tokenprune_heads.safetensors``; `heads_file` has its format. Its JSON is an object
-with "tokenprune_version"; "base_model", "family", "num_layers" and "hidden_size", what the heads
-depend on in the model; "config", the method's configuration; and "runtime", shifts and budgets.
+with "tokenprune_version"; "base_model", "family", "num_layers" and "hidden_size" of the model; the
+method's configuration as "config"; and as "runtime" its calibrated shifts and budgets.
 
-Folders of two files, which earlier versions wrote, load too: there the same JSON, with the other
-file's digest as "weights_sha256", is in ``tokenprune_config.json``. Where the safetensors file has
-metadata of its own, that file is not read.
+Folders of two files, which earlier versions wrote, load too: the same JSON is then in
+``tokenprune_config.json``, with the other file's digest as "weights_sha256". It is not read where the
+safetensors file has metadata of its own.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ __all__ = ["facts_of", "load_heads", "read_config", "read_heads", "save_heads"]
 
 
 def save_heads(model: nn.Module, folder: str | Path) -> Path:
-    """Write the heads of a wrapped model, in float32, and nothing else of it.
+    """Save the heads of a wrapped model, in float32, and nothing else of the model.
 
     Parameters
     ----------
     model : nn.Module
-        Wrapped.
+        A wrapped model.
     folder : path
-        Made if it is not there. The file in it is replaced whole or not at all, whoever is killed
-        when; any number of processes may save and load at the same time. What a killed one left is
-        removed by the next save.
+        Created if it does not exist. The file in it is replaced atomically: any number of processes
+        may save and load at the same time, and one that is killed leaves the old file or the new
+        one. Its temporary file is removed by the next save.
 
     Returns
     -------
@@ -53,21 +53,28 @@ def save_heads(model: nn.Module, folder: str | Path) -> Path:
     Raises
     ------
     ValueError
-        If the model is not wrapped, or `load_heads` would refuse what was written: heads that are
-        not finite in float32, for instance. Nothing is then written.
+        If the model is not wrapped, or `load_heads` would refuse the file, for instance for heads
+        that are not finite in float32. Nothing is then written.
     OSError
-        If the folder cannot be made or written; what it held is then as it was.
+        If the folder cannot be created or written; its content is then unchanged.
+
+    Examples
+    --------
+    >>> model = tp.wrap(model, tp.ATPConfig(layers=(1, 3), target_tokens=20))
+    >>> saved = tp.save_heads(model, folder / "heads")
+    >>> [path.name for path in saved.iterdir()]
+    ['tokenprune_heads.safetensors']
     """
     engine = engine_of(model)
     config = _config_of(engine)
     path = path_of(folder)
     state = engine.method.state_dict()
-    # Copies: training may go on in another thread.
+    # Copies: another thread may go on training.
     tensors = {k: v.detach().to("cpu", torch.float32, copy=True) for k, v in state.items()}
     facts = facts_of(model, engine.adapter)
     try:
         runtime = engine.method.runtime_state()
-        # On a copy of the module that shares its parameters: another thread may move the budget.
+        # On a copy that shares its parameters: another thread may set another budget.
         copy.copy(engine.method).load_runtime_state(runtime)
         said = config.to_dict()
         about = {"tokenprune_version": __version__, **facts, "config": said, "runtime": runtime}
@@ -96,17 +103,17 @@ def save_heads(model: nn.Module, folder: str | Path) -> Path:
 def load_heads(model: nn.Module, source: str | Path) -> None:
     """Load saved heads into a wrapped model, in place.
 
-    Everything is checked before anything is changed, and before memory is taken: that the header is
-    no longer than 1 MiB, and JSON without repeated keys, NaN or infinity; that family, depth, width
-    and configuration are the model's; that the tensors named in the header have the configuration's
-    names and shapes and a dtype of float16, bfloat16, float32 or float64; that the file is as long
-    as its header says. Then the SHA-256 of the JSON and the tensors, and that every value is finite
-    in the dtype it is loaded as. Nothing is unpickled.
+    Everything is checked before the model is changed. First, before memory is allocated: the header
+    is at most 1 MiB of JSON without duplicate keys, NaN or infinity; family, depth, width and
+    configuration are the model's; the tensors have the configuration's names and shapes and are
+    float16, bfloat16, float32 or float64; the file is as long as its header says. Then: the SHA-256
+    of the JSON and the tensors is right, and every value is finite in the dtype it is loaded as.
+    Nothing is unpickled.
 
     Parameters
     ----------
     model : nn.Module
-        Wrapped with the method that the heads belong to.
+        A model that is wrapped with the method of the heads.
     source : path or hub id
         A folder that `save_heads` wrote, or a repository with its file.
 
@@ -117,6 +124,13 @@ def load_heads(model: nn.Module, source: str | Path) -> None:
     ValueError
         If the model is not wrapped, the heads belong to another method, family or shape, or a file
         is damaged or not what `save_heads` writes. The model is then as it was.
+
+    Examples
+    --------
+    >>> config = tp.ATPConfig(layers=(1, 3), target_tokens=20)
+    >>> other = tp.wrap(copy.deepcopy(model), config)
+    >>> saved = tp.save_heads(tp.wrap(model, config), folder / "heads")
+    >>> tp.load_heads(other, saved)
     """
     engine = engine_of(model)
     facts = facts_of(model, engine.adapter)
@@ -134,7 +148,7 @@ def _config_of(engine: Engine) -> MethodConfig:
 
 
 def read_config(source: str | Path) -> MethodConfig:
-    """The configuration that heads were saved with. Only the file's header is read.
+    """Read the configuration that heads were saved with, from the file's header alone.
 
     Parameters
     ----------
@@ -144,6 +158,12 @@ def read_config(source: str | Path) -> MethodConfig:
     ------
     FileNotFoundError, ValueError
         As `load_heads`.
+
+    Examples
+    --------
+    >>> model = tp.wrap(model, tp.ATPConfig(layers=(1, 3), target_tokens=20))
+    >>> read_config(tp.save_heads(model, folder / "heads")).layers
+    (1, 3)
     """
     with open_heads(source) as opened:
         return opened.config
@@ -152,15 +172,15 @@ def read_config(source: str | Path) -> MethodConfig:
 def read_heads(
     source: str | Path, facts: dict[str, Any], config: MethodConfig | None = None
 ) -> Heads:
-    """Read saved heads for a model; see `load_heads` for what is checked, in which order.
+    """Read saved heads for a model; `load_heads` says what is checked, in which order.
 
     Parameters
     ----------
     source : path or hub id
     facts : dict
-        What `facts_of` says of the model.
+        What `facts_of` returns for the model.
     config : MethodConfig, optional
-        What theirs must be.
+        The configuration that the saved one must equal.
 
     Raises
     ------
@@ -172,7 +192,7 @@ def read_heads(
 
 
 def facts_of(model: Any, adapter: Adapter) -> dict[str, Any]:
-    """What heads depend on in the model they are for."""
+    """Return what heads depend on in a model: its family, depth and width."""
     text = adapter.text_config(model)
     return {
         "base_model": getattr(model.config, "_name_or_path", "") or None,

@@ -1,4 +1,4 @@
-"""The releases of transformers and torch on which the whole test suite has passed."""
+"""The releases of transformers and torch that the test suite was run on."""
 
 from __future__ import annotations
 

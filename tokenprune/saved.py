@@ -1,4 +1,4 @@
-"""Saved heads: found, opened, and compared with a model before their data is read."""
+"""Saved heads: find and open them, and compare them with a model before the data is read."""
 
 from __future__ import annotations
 
@@ -33,9 +33,11 @@ class Heads:
     path : Path
         The file they were read from.
     config : MethodConfig
+        The method's configuration.
     runtime : dict
+        The method's runtime state: calibrated shifts and budgets.
     tensors : dict
-        As saved, on the CPU, of the shapes that `config` asks for.
+        Name → tensor as saved, on the CPU, of the shapes that `config` implies.
     """
 
     path: Path
@@ -44,7 +46,13 @@ class Heads:
     tensors: dict[str, Tensor]
 
     def check(self, method: Method) -> dict[str, Tensor]:
-        """The tensors in the method's dtypes. ValueError if a value is not finite in them."""
+        """Cast the tensors to the method's dtypes.
+
+        Raises
+        ------
+        ValueError
+            If a value is not finite in its new dtype.
+        """
         own = method.state_dict()
         cast = {k: v.float().to(own[k].dtype) for k, v in self.tensors.items()}
         bad = [f"{k}: not finite in {v.dtype}" for k, v in cast.items() if not v.isfinite().all()]
@@ -53,12 +61,13 @@ class Heads:
         return cast
 
     def load_into(self, method: Method) -> None:
-        """Load them into a method that was built from their configuration.
+        """Load the heads into a method that was built from their configuration.
 
         Raises
         ------
         ValueError
-            If a value is not finite, or the runtime state not the method's. Nothing is changed.
+            If a value is not finite, or the runtime state does not fit the method. Nothing is then
+            changed.
         """
         with named(self.path):
             tensors = self.check(method)
@@ -68,18 +77,18 @@ class Heads:
 
 @dataclass(frozen=True)
 class Opened:
-    """A file of heads whose header was read, and parsed.
+    """A file of heads whose header was read and parsed.
 
     Attributes
     ----------
     path : Path
     file : binary file
-        At its data.
+        Positioned at the data.
     header : Header
     about : dict
-        The JSON, of whichever layout.
+        The parsed JSON, of either layout.
     config : MethodConfig
-        The one in it.
+        The configuration in `about`.
     """
 
     path: Path
@@ -89,13 +98,20 @@ class Opened:
     config: MethodConfig
 
     def read(self, facts: dict[str, Any], config: MethodConfig | None) -> Heads:
-        """Compare what the header and the JSON say with a model, then read the data.
+        """Compare the header and the JSON with a model, then read the data.
+
+        Parameters
+        ----------
+        facts : dict
+            What `tokenprune.io.facts_of` returns for the model.
+        config : MethodConfig, optional
+            The configuration that the saved one must equal.
 
         Raises
         ------
         ValueError
-            With the first of these that is wrong: the facts and the configuration, if there is one;
-            names, shapes and dtypes of the tensors; the file's length; the SHA-256.
+            For the first of these that is wrong: facts and configuration; names, shapes and dtypes
+            of the tensors; the file's length; the SHA-256.
         """
         differs = [
             f"{k}: saved {shown(self.about.get(k))}, this model {here!r}"
@@ -109,7 +125,7 @@ class Opened:
                 for k in sorted(saved.keys() | mine.keys())
                 if saved.get(k) != mine.get(k)
             ]
-        # Before a module is built for each of them.
+        # Checked before a head is built for each of them: the number comes from the file.
         layers = getattr(self.config, "layers", None) or ()
         if len(layers) >= facts["num_layers"]:
             differs.append(f"config.layers: saved {len(layers)}, this model {facts['num_layers']}")
@@ -133,7 +149,7 @@ class Opened:
 
 
 def parsed(path: Path, file: BinaryIO) -> Opened | None:
-    """Read a file of heads up to its data. None: it has no JSON in its metadata."""
+    """Read a file of heads up to its data; return None if its metadata has no JSON."""
     with named(path):
         header = read_header(file)
         if header.about is None:
@@ -143,7 +159,7 @@ def parsed(path: Path, file: BinaryIO) -> Opened | None:
 
 
 def _older(path: Path, file: BinaryIO) -> Opened | None:
-    """The same for the layout of two files. None: there is no JSON file beside this one."""
+    """Read heads of the older layout; return None if there is no JSON file beside this one."""
     with named(path):
         header = read_header(file)
     config = path.with_name(CONFIG)
@@ -161,23 +177,31 @@ def _older(path: Path, file: BinaryIO) -> Opened | None:
 
 @contextmanager
 def open_heads(source: str | Path) -> Iterator[Opened]:
-    """The heads at a path or hub id, of whichever layout, read up to their data.
+    """Open the heads at a path or hub id, of either layout, and read them up to their data.
+
+    Parameters
+    ----------
+    source : path or hub id
+
+    Yields
+    ------
+    Opened
 
     Raises
     ------
     FileNotFoundError
         If there are none.
     ValueError
-        If a header or a JSON text is over `HEADER_LIMIT` or not what `save_heads` writes.
+        If a header or a JSON text is longer than `HEADER_LIMIT` or not what `save_heads` writes.
     """
     path = _folder(source) / HEADS
-    # Twice: a folder of two files, saved to after the first was opened, has lost the second.
+    # Twice: a save in between turns a folder of two files into one of one.
     for _ in range(2):
         if not os.path.isfile(path):
             raise FileNotFoundError(
                 f"{shown(str(path))} is not there: expected a folder that save_heads wrote."
             )
-        with open(path, "rb") as file:  # one file to the end, whatever gets its name meanwhile
+        with open(path, "rb") as file:  # stays open if another file is renamed to `path`
             opened = parsed(path, file)
             if opened is None:
                 file.seek(0)
@@ -192,7 +216,7 @@ def open_heads(source: str | Path) -> Iterator[Opened]:
 
 
 def path_of(given: Any) -> Path:
-    """A path, if a string or a path is given; else ValueError."""
+    """Return a string or path as a Path; raise ValueError for anything else."""
     if not isinstance(given, str | os.PathLike):
         raise ValueError(f"{shown(given)} is a {type(given).__name__}: expected a path.")
     return Path(given)
@@ -218,7 +242,7 @@ def _folder(source: str | Path) -> Path:
 
 @contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Begin the message of a ValueError with the file's path."""
+    """Put the file's path before the message of a ValueError."""
     try:
         yield
     except ValueError as error:
@@ -226,7 +250,7 @@ def named(path: Path) -> Iterator[None]:
 
 
 def _about(text: str) -> dict[str, Any]:
-    """What the JSON says, with a configuration and a runtime state in it."""
+    """Parse the JSON text; check that it has a configuration and a runtime state."""
     try:
         about = {"runtime": {}, **parse_object(text)}
     except ValueError as error:
@@ -238,13 +262,13 @@ def _about(text: str) -> dict[str, Any]:
 
 
 def _listed(found: list[str], most: int = 8) -> str:
-    """The first few of what was found, and how many more there are."""
+    """Join the first few of the differences, and say how many more there are."""
     more = [f"and {len(found) - most} more"] if len(found) > most else []
     return "; ".join(found[:most] + more)
 
 
 def _shapes(config: MethodConfig) -> dict[str, list[int]]:
-    """The names and shapes of a method's tensors. No memory is taken for them."""
+    """Return the names and shapes of a method's tensors, without allocating them."""
     with torch.device("meta"):
         method = METHODS[config.method][1](config, visual_tokens=1)
     return {name: list(value.shape) for name, value in method.state_dict().items()}

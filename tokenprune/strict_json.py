@@ -1,4 +1,4 @@
-"""JSON that can only be read one way: what a file from anywhere may hold."""
+"""A strict JSON parser, for files that anyone may have written."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _DIGITS = 20  # a 64-bit integer and its sign
 def parse_object(text: str) -> dict[str, Any]:
     """Parse a JSON object strictly.
 
-    Refused beside what `json.loads` refuses: NaN and Infinity, numbers that overflow a float64,
-    integers of more than 64 bits' length, keys that are given twice, nesting beyond Python's
-    recursion limit, and anything but an object at the top.
+    Refuses, beside what `json.loads` refuses: NaN and Infinity, numbers that overflow a float64,
+    integers longer than 64 bits, duplicate keys, nesting beyond Python's recursion limit, and
+    anything but an object at the top.
 
     Parameters
     ----------
     text : str
-        The caller bounds its length.
+        Its length is not limited here: limit it before.
 
     Returns
     -------
@@ -31,6 +31,14 @@ def parse_object(text: str) -> dict[str, Any]:
     ------
     ValueError
         With the reason.
+
+    Examples
+    --------
+    >>> parse_object('{"layers": [1, 3]}')
+    {'layers': [1, 3]}
+    >>> parse_object('{"a": 1, "a": 2}')
+    Traceback (most recent call last):
+    ValueError: the JSON has a key twice in one object
     """
     try:
         found = json.loads(

@@ -131,8 +131,13 @@ class Family:
     def finish(self, model: PreTrainedModel, sample: Arguments) -> None:
         """Add what depends on the whole prompt."""
 
+    @property
+    def model_class(self) -> Any:
+        """The class named `model`, None where this transformers has not got it."""
+        return getattr(transformers, self.model, None)
+
     def available(self) -> bool:
-        if not hasattr(transformers, self.model) or release() < self.since:
+        if self.model_class is None or release() < self.since:
             return False
         try:
             self.config()
@@ -147,7 +152,7 @@ class Family:
         config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = make(self.model, config)
+            model = self.model_class(config)
         model = model.float().eval()
         weights(model, seed, self.embedding)
         attn = attn if attn in self.attentions else self.attentions[0]

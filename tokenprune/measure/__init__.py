@@ -1,4 +1,4 @@
-"""What pruning did: statistics, costs, pictures."""
+"""Measure what pruning did: statistics, costs, pictures."""
 
 from .draw import draw
 from .stats import PruneStats

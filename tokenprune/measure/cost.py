@@ -17,9 +17,22 @@ class DecoderShape:
 
     Attributes
     ----------
-    width, heads, kv_heads, head_width, mlp_width : int
+    width : int
+        Of the hidden states.
+    heads, kv_heads : int
+        Attention heads, and those of keys and values.
+    head_width : int
+        Of one head.
+    mlp_width : int
+        Of the MLP's hidden layer.
     bytes_per_value : int
-        Of the cache.
+        Of the key-value cache.
+
+    Examples
+    --------
+    >>> shape = DecoderShape.of(model.config.get_text_config(), torch.float16)
+    >>> shape.kv_bytes(np.array([10, 100]))
+    array([ 640, 6400])
     """
 
     width: int
@@ -31,7 +44,15 @@ class DecoderShape:
 
     @classmethod
     def of(cls, text_config: Any, dtype: torch.dtype) -> DecoderShape:
-        """Read off a text configuration; `dtype` is the cache's."""
+        """Read the dimensions from a text configuration.
+
+        Parameters
+        ----------
+        text_config : PretrainedConfig
+            Of the decoder.
+        dtype : torch.dtype
+            Of the key-value cache.
+        """
         heads = text_config.num_attention_heads
         head_width = getattr(text_config, "head_dim", None) or text_config.hidden_size // heads
         return cls(
@@ -44,14 +65,32 @@ class DecoderShape:
         )
 
     def kv_bytes(self, tokens: np.ndarray) -> np.ndarray:
-        """Bytes of keys and values that `tokens` tokens leave in one layer's cache."""
+        """Compute the bytes of keys and values of so many tokens in one layer's cache.
+
+        Parameters
+        ----------
+        tokens : int, any shape
+
+        Returns
+        -------
+        int64, same shape
+        """
         return 2 * tokens.astype(np.int64) * self.kv_heads * self.head_width * self.bytes_per_value
 
     def prefill_flops(self, tokens: np.ndarray) -> np.ndarray:
-        """Floating-point operations of one layer on `tokens` tokens, a multiply-add being two.
+        """Compute the floating-point operations of one layer on so many tokens.
 
-        Projections, gated MLP, and both attention products over the full square, as operator-level
-        counters do (a causal kernel does half of that). Norms and rotary embeddings are left out.
+        A multiply-add counts as two. Projections, gated MLP, and both attention products over the
+        full square, as operator-level counters do (a causal kernel does half of that). Norms and
+        rotary embeddings are left out.
+
+        Parameters
+        ----------
+        tokens : int, any shape
+
+        Returns
+        -------
+        float64, same shape
         """
         n = tokens.astype(np.float64)
         query = self.width * self.heads * self.head_width

@@ -1,4 +1,4 @@
-"""A picture of what stayed: the image, then one panel for each module."""
+"""Draw which tokens were kept: the image, then one panel for each pruning step."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .stats import PruneStats
 
 __all__ = ["draw"]
 
-_PANEL = 336  # pixels that a panel's longer side has at least
+_PANEL = 336  # least number of pixels of a panel's longer side
 _MARGIN = 12
 _CAPTION = 44
 _INK = (30, 30, 30)
-_DIM = 0.22  # what is left of a dropped token's brightness
+_DIM = 0.22  # brightness of a dropped token, relative to a kept one
 
 
 def draw(
@@ -29,34 +29,44 @@ def draw(
     image_number: int = 0,
     frame: int | None = None,
 ) -> Path:
-    """Write one PNG: the image, then for each module the tokens that stayed after it.
+    """Write a PNG: the image, then for each pruning step the tokens that were kept.
 
     Parameters
     ----------
     image : PIL image or uint8 array (height, width, 3)
-        The picture the model saw; of a video, the frame.
+        The image that the model was given; of a video, the frame.
     stats : PruneStats
-        Of the prefill that saw it.
+        Of the prefill with that image.
     path : path
-        Where to write; the folder is made if it is not there.
+        Where to write; the folder is created if it does not exist.
     sample : int
         Row of the batch.
     image_number : int
-        Which of the row's images or videos.
+        Which of the row's images or videos, from 0.
     frame : int, optional
-        Which frame of a video, or view of an image. None: the first of those with most tokens.
+        Which frame of a video, or view of an image, from 0. None: the first of those with the most
+        tokens.
 
     Returns
     -------
     Path
-        What was written.
+        Of the file.
 
     Raises
     ------
     ValueError
         If the batch has no such sample, the sample no such image, the image no such frame, or if
-        its tokens have no known place; if the picture is empty, or an argument of another type.
-        Nothing is then written.
+        the places of its tokens are not known; if the image is empty, or an argument is of another
+        type. Nothing is then written.
+
+    Examples
+    --------
+    >>> from PIL import Image
+    >>> model = tp.wrap(model, tp.UniformConfig(share=0.25))
+    >>> output = model(**batch)
+    >>> image = Image.new("RGB", (24, 24), "navy")
+    >>> draw(image, tp.stats(model), folder / "kept.png").name
+    'kept.png'
     """
     if not isinstance(stats, PruneStats):
         raise ValueError(
@@ -88,13 +98,13 @@ def draw(
         raise ValueError(f"frame={frame}: expected one of {frames.tolist()}.")
     rows, cols = stats.grid[sample][placed][0]
     panels = [(picture, "image", f"{here.sum()} visual tokens")]
-    for number, layer in enumerate(stats.modules):
+    for number, layer in enumerate(stats.pruning_layers):
         alive = stats.alive[layer + 1, sample] & here
         kept = np.zeros((rows, cols), dtype=bool)
         shown_here = alive & placed
         kept[stats.row[sample][shown_here], stats.col[sample][shown_here]] = True
         values = stats.thresholds[number, sample]
-        # Named by letters: the font that Pillow brings has no θ.
+        # Letters: the font that comes with Pillow has no θ.
         shown = "  ".join(
             f"threshold {name} {value:.2f}"
             for name, value in zip(("r", "s"), values, strict=False)
@@ -112,7 +122,7 @@ def _as_picture(image: Image.Image | np.ndarray) -> Image.Image:
     picture = _opened(image).convert("RGB")
     scale = max(1, -(-_PANEL // max(picture.size)))
     size = (picture.width * scale, picture.height * scale)
-    # Whole-number steps without smoothing: small pictures stay sharp.
+    # Integer scale and no smoothing: small images stay sharp.
     return picture.resize(size, Image.Resampling.NEAREST)
 
 
@@ -127,7 +137,7 @@ def _opened(image: Any) -> Image.Image:
     if not hasattr(image, "__array__"):
         raise ValueError(f"image is a {type(image).__name__}: {expected}")
     array = np.asarray(image)
-    # Grey ones, and those with an opacity, are read too.
+    # Greyscale and RGBA are read too.
     shaped = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
     if array.dtype != np.uint8 or not shaped or 0 in array.shape:
         raise ValueError(
@@ -137,7 +147,7 @@ def _opened(image: Any) -> Image.Image:
 
 
 def _dim(picture: Image.Image, kept: np.ndarray) -> Image.Image:
-    """The picture with dropped cells dimmed and grey."""
+    """Dim the dropped cells and turn them grey."""
     pixels = np.asarray(picture).astype(np.float32)
     rows = np.arange(picture.height) * kept.shape[0] // picture.height
     cols = np.arange(picture.width) * kept.shape[1] // picture.width

@@ -1,4 +1,4 @@
-"""The statistics of one prefill."""
+"""Statistics of one prefill."""
 
 from __future__ import annotations
 
@@ -15,36 +15,49 @@ __all__ = ["PruneStats"]
 
 @dataclass(frozen=True)
 class PruneStats:
-    """What one prefill computed on. All figures are measured; the arrays are read-only.
+    """What one prefill computed on, as `tokenprune.stats` returns it.
+
+    All figures are measured, none estimated; the arrays are read-only.
 
     Attributes
     ----------
     kept : int64, (layers, batch)
         Visual tokens that each layer computes on.
     alive : bool, (layers, batch, length)
-        The positions, text included and padding left out, that each layer computes on.
+        True at the positions, text included and padding excluded, that each layer computes on.
     visual_tokens : int64, (batch,)
         Visual tokens of the prompt.
-    thresholds : float32, (modules, batch, n)
-        What each module decided by; NaN where it had none.
-    modules : tuple of int
-        The layer that each module follows, counted from 0.
+    thresholds : float32, (steps, batch, n)
+        The thresholds that each pruning step decided by; NaN where it had none.
+    pruning_layers : tuple of int
+        The layer, from 0, after which each pruning step decides; -1 is before the first.
     kv_bytes, kv_bytes_unpruned : int64, (batch,)
-        Key-value cache of the prompt. What is dropped before the first layer leaves zeros in that
-        layer's cache, which count.
+        Key-value cache of the prompt. Tokens that are dropped before the first layer leave zeros in
+        that layer's cache, which are counted.
     prefill_flops, prefill_flops_unpruned : float64, (batch,)
         Of the decoder layers.
     visual, row, col, image, frame : (batch, length)
-        The layout: which positions are visual and where in which image they lie, -1 elsewhere.
+        The layout: which positions are visual (bool) and where in which image they lie (int64), -1
+        elsewhere.
     grid : int64, (batch, length, 2)
         Rows and columns of each token's image.
+
+    Examples
+    --------
+    >>> model = tp.wrap(model, tp.FastVConfig(layer=1, keep=9))
+    >>> output = model(**batch)
+    >>> stats = tp.stats(model)
+    >>> stats.kept[:, 0]
+    array([36, 36,  9,  9,  9,  9])
+    >>> stats.mean_tokens
+    18.0
     """
 
     kept: np.ndarray
     alive: np.ndarray
     visual_tokens: np.ndarray
     thresholds: np.ndarray
-    modules: tuple[int, ...]
+    pruning_layers: tuple[int, ...]
     kv_bytes: np.ndarray
     kv_bytes_unpruned: np.ndarray
     prefill_flops: np.ndarray
@@ -58,7 +71,7 @@ class PruneStats:
 
     @property
     def tokens(self) -> np.ndarray:
-        """Each sample's mean over all layers: float64, (batch,)."""
+        """Visual tokens of each sample, mean over all layers: float64, (batch,)."""
         return self.kept.mean(axis=0)
 
     @property
@@ -68,11 +81,11 @@ class PruneStats:
 
     @property
     def final_tokens(self) -> np.ndarray:
-        """Visual tokens after the last module: int64, (batch,)."""
+        """Visual tokens after the last pruning step: int64, (batch,)."""
         return self.kept[-1]
 
     def to_dict(self) -> dict[str, Any]:
-        """The figures, without the position maps, as JSON types."""
+        """Return the figures as JSON types, without the arrays over positions."""
         left_out = {"alive", "visual", "row", "col", "image", "frame", "grid"}
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
         plain = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in values.items()}
@@ -82,7 +95,7 @@ class PruneStats:
         plain["thresholds"] = thresholds.tolist()
         return {
             **plain,
-            "modules": list(self.modules),
+            "pruning_layers": list(self.pruning_layers),
             "tokens": self.tokens.tolist(),
             "mean_tokens": self.mean_tokens,
             "final_tokens": self.final_tokens.tolist(),
@@ -90,7 +103,15 @@ class PruneStats:
 
     @classmethod
     def from_record(cls, record: Record, shape: DecoderShape) -> PruneStats:
-        """Bring a pass's record to the host and count."""
+        """Count the tokens of a pass on the host.
+
+        Parameters
+        ----------
+        record : Record
+            What the engine kept of the pass.
+        shape : DecoderShape
+            Of the model's decoder.
+        """
         layout = record.layout
         alive = record.alive().cpu().numpy()
         visual = layout.mask.cpu().numpy()
@@ -118,7 +139,7 @@ class PruneStats:
         }
         for array in arrays.values():
             array.flags.writeable = False
-        return cls(modules=tuple(d.layer for d in record.decisions), **arrays)
+        return cls(pruning_layers=tuple(d.layer for d in record.decisions), **arrays)
 
 
 def _thresholds(record: Record, batch: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Statistics over a data set."""
+"""Statistics over many prefills."""
 
 from __future__ import annotations
 
@@ -19,12 +19,23 @@ _PERCENTILES = (5, 50, 95)
 
 
 class Tracker:
-    """Collects every prefill inside ``tokenprune.track``.
+    """The statistics of every prefill inside ``with tokenprune.track(model) as tracker: ...``.
 
     Parameters
     ----------
     shape : DecoderShape
         Of the tracked model's decoder.
+
+    Examples
+    --------
+    >>> model = tp.wrap(model, tp.FastVConfig(layer=1, keep=9))
+    >>> with tp.track(model) as tracker:
+    ...     for _ in range(2):
+    ...         output = model(**batch)
+    >>> tracker.summary()["mean_tokens"]
+    18.0
+    >>> tracker.kept().shape
+    (6, 2)
     """
 
     def __init__(self, shape: DecoderShape) -> None:
@@ -41,19 +52,19 @@ class Tracker:
                 "prefill_flops_unpruned",
             )
         }
-        self._modules: tuple[int, ...] = ()
+        self._pruning_layers: tuple[int, ...] = ()
 
     def add(self, record: Record) -> None:
-        """Take in one pass."""
+        """Add one pass."""
         stats = PruneStats.from_record(record, self._shape)
         with self._lock:
             self._kept.append(stats.kept)
-            self._modules = stats.modules
+            self._pruning_layers = stats.pruning_layers
             for name, values in self._columns.items():
                 values.append(getattr(stats, name))
 
     def kept(self) -> np.ndarray:
-        """Visual tokens that each layer computed on: int64, (layers, samples).
+        """Return the visual tokens that each layer computed on: int64, (layers, samples).
 
         Raises
         ------
@@ -68,20 +79,25 @@ class Tracker:
         return np.concatenate(self._kept, axis=1)
 
     def column(self, name: str) -> np.ndarray:
-        """One figure of every sample, such as "kv_bytes": (samples,)."""
+        """Return one figure of every sample, such as "kv_bytes": (samples,)."""
         return np.concatenate(self._columns[name])
 
     def summary(self) -> dict[str, Any]:
-        """Figures over all samples, as JSON types.
+        """Return figures over all samples, as JSON types.
 
-        ``per_layer`` has, for each decoder layer, the mean, the standard deviation and percentiles
-        of the visual tokens it computed on; ``tokens`` the same for each sample's mean over the
+        ``per_layer`` has for each decoder layer the mean, the standard deviation and percentiles of
+        the visual tokens it computed on; ``tokens`` has the same for each sample's mean over the
         layers.
+
+        Raises
+        ------
+        RuntimeError
+            As `kept`.
         """
         kept = self.kept()
         return {
             "samples": kept.shape[1],
-            "modules": list(self._modules),
+            "pruning_layers": list(self._pruning_layers),
             "visual_tokens": float(self.column("visual_tokens").mean()),
             "mean_tokens": float(kept.mean()),
             "final_tokens": float(kept[-1].mean()),
@@ -95,11 +111,11 @@ class Tracker:
         }
 
     def table(self) -> Table:
-        """The kept tokens per layer, for ``rich.print``."""
+        """Return the kept tokens per layer as a table, for ``rich.print``."""
         summary = self.summary()
         table = Table(
             title=f"Visual tokens kept, {summary['samples']} samples of "
-            f"{summary['visual_tokens']:.0f}; modules after layers {summary['modules']}",
+            f"{summary['visual_tokens']:.0f}; pruned after layers {summary['pruning_layers']}",
         )
         names = ("mean", "std", *(f"p{p}" for p in _PERCENTILES))
         for name in ("layer", *names):
@@ -111,7 +127,7 @@ class Tracker:
         return table
 
     def to_json(self) -> str:
-        """The summary as JSON text."""
+        """Return the summary as JSON text."""
         return json.dumps(self.summary(), indent=2)
 
 

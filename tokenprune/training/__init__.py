@@ -1,4 +1,4 @@
-"""Training of the heads, and calibration without training."""
+"""Train the heads, and calibrate their thresholds without training."""
 
 from .calibrate import calibrate, set_budget
 from .heads_only import train_only_heads

@@ -1,4 +1,4 @@
-"""Set the thresholds to a budget, without a gradient."""
+"""Calibrate the thresholds to a budget, without gradients."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from ..methods.atp import ATP
 
 __all__ = ["calibrate", "set_budget"]
 
-# Beyond this a shift of the logits moves no threshold that float32 can tell from 0 or 1.
+# A larger shift of the logits saturates every threshold at 0 or 1 in float32.
 _LIMIT = 16.0
 _STEPS = 24
-_CLOSE = 0.003  # as a share of the target: well inside what other data will differ by
+_CLOSE = 0.003  # relative to the target; less than the difference between two sets of data
 
 
 def calibrate(
@@ -30,25 +30,25 @@ def calibrate(
     *,
     max_kept: int | None = None,
 ) -> dict[float, float]:
-    """Shift the thresholds until the mean of kept tokens meets a budget.
+    """Shift the thresholds until the mean number of kept tokens meets a budget.
 
-    Bisection on a shift of the thresholds' logits, the same for all samples, so that complex
-    pictures still get more. θ_r moves; only where the spatial grid alone is above the budget does
-    θ_s move too, and alone where it is all there is: its ladder has few steps, of which the
-    nearest is taken. Needs no labels. The last target is the one the model is left at; `set_budget`
-    goes to another.
+    Bisects a shift of the thresholds' logits that is the same for all samples, so that complex
+    images still keep more. Only θ_r is shifted, unless the spatial grids alone keep more than the
+    budget: then θ_s is shifted too. Where the method has spatial pruning only, θ_s is shifted alone,
+    to the nearest of the few levels it has. Needs no labels. Afterwards the model is at the last
+    target; `set_budget` sets another.
 
     Parameters
     ----------
     model : nn.Module
-        Wrapped with ATP.
+        A model that is wrapped with ATP.
     batches : iterable of dict
         Arguments of the model's forward. Labels are used only to tell answers from prompts.
     target_tokens : float or sequence of float
         Mean visual tokens per image over all layers.
     max_kept : int, optional
-        Hard cap: no more visual tokens of a sample than this stay after any module. (One more where
-        a prompt ends in a visual token: the last token always stays.)
+        Hard cap: a sample keeps at most this many visual tokens after any pruning step. (One more
+        where a prompt ends in a visual token: the last token is always kept.)
 
     Returns
     -------
@@ -58,9 +58,16 @@ def calibrate(
     Raises
     ------
     ValueError
-        If a target is not above what the layers before the first module cost, or above all tokens;
-        if there are no batches, or they hold no image; if an argument is of another type. The
-        thresholds are then as they were.
+        If a target is out of reach: not above what the layers before the first pruning step
+        compute, or above all tokens; if there are no batches, or they hold no image; if an argument
+        is of another type. The thresholds are then as they were.
+
+    Examples
+    --------
+    >>> model = tp.wrap(model, tp.ATPConfig(layers=(1, 3), target_tokens=20))
+    >>> measured = tp.calibrate(model, [batch], target_tokens=[18, 24])
+    >>> {target: round(mean) for target, mean in measured.items()}
+    {18.0: 18, 24.0: 24}
     """
     engine, method = _atp_of(model)
     targets, max_kept = _targets(target_tokens), _cap(max_kept)
@@ -85,24 +92,32 @@ def calibrate(
 
 
 def set_budget(model: nn.Module, target_tokens: float) -> None:
-    """Move a model to another budget, without data.
+    """Set another budget at run time, without data.
 
-    ATP goes to where it was calibrated; between two calibrated budgets the shifts are interpolated,
-    so the mean there is close to, not exactly, what is asked. Matryoshka goes to its finest scale
-    that is no larger.
+    ATP takes the shifts that `calibrate` found; between two calibrated budgets they are
+    interpolated, so the mean is then close to the target, not equal to it. Matryoshka takes its
+    finest scale with no more tokens than the target.
 
     Parameters
     ----------
     model : nn.Module
-        Wrapped with one of these.
+        A model that is wrapped with ATP or Matryoshka.
     target_tokens : float
         Mean visual tokens per image over all layers.
 
     Raises
     ------
     ValueError
-        If nothing was calibrated, the target lies outside what was, or the method has no budget
-        that can be turned.
+        If nothing was calibrated, the target lies outside the calibrated budgets, or the method's
+        budget cannot be changed.
+
+    Examples
+    --------
+    >>> model = tp.wrap(model, tp.MatryoshkaConfig(stride=1))
+    >>> tp.set_budget(model, 9)
+    >>> output = model(**batch)
+    >>> tp.stats(model).final_tokens
+    array([9])
     """
     method = engine_of(model).method
     number = _number(target_tokens)
@@ -112,7 +127,7 @@ def set_budget(model: nn.Module, target_tokens: float) -> None:
 
 
 def _number(given: object) -> float | None:
-    """As a float, numpy's numbers too; None if it is no finite number."""
+    """Convert a number of any type to float; return None if it is no finite number."""
     if not isinstance(given, Real) or isinstance(given, bool):
         return None
     try:
@@ -181,7 +196,7 @@ def _atp_of(model: nn.Module) -> tuple[Engine, ATP]:
 def _find(
     model: nn.Module, engine: Engine, method: ATP, batches: list[Any], targets: list[float]
 ) -> list[tuple[dict[str, Any], float]]:
-    """For each target, the budget that meets it and the mean it measured."""
+    """Find for each target the budget that meets it, and measure its mean."""
 
     def count(redundant: float, spatial: float) -> float:
         method.shifts = [redundant, spatial]
@@ -194,8 +209,8 @@ def _find(
         if not least < target <= most:
             raise ValueError(
                 f"target_tokens={target}: on these batches more than {least:.1f} (the layers "
-                f"before the first module, and what is never dropped) and up to {most:.1f} can be "
-                "reached."
+                f"before the first pruning step, and what is never dropped) and up to {most:.1f} can "
+                "be reached."
             )
         if "redundant" not in method.config.prunings:
             _, spatial, measured = _bisect(lambda shift: count(0.0, shift), target)
@@ -203,7 +218,7 @@ def _find(
         else:
             spatial = 0.0
             if grids_alone > target:
-                # Make the grids sparse enough, then fill up.
+                # Thin out the grids first, then fill up with redundant-score tokens.
                 spatial, _, _ = _bisect(lambda shift: count(_LIMIT, shift), target)
 
             def beside_grids(shift: float, grids: float = spatial) -> float:
@@ -217,7 +232,7 @@ def _find(
 
 
 def _bisect(count: Callable[[float], float], target: float) -> tuple[float, float, float]:
-    """Where a falling count meets a target.
+    """Find where a decreasing count meets a target.
 
     Returns
     -------
@@ -226,7 +241,7 @@ def _bisect(count: Callable[[float], float], target: float) -> tuple[float, floa
         and the count there.
     """
     low, high = -_LIMIT, _LIMIT
-    # Most answers lie within ±1 of where training left the thresholds: look there first.
+    # Most shifts lie within ±1: probe there first.
     probes = [-1.0, 1.0]
     best, best_count = 0.0, float("inf")
     for _ in range(_STEPS):
@@ -243,7 +258,7 @@ def _bisect(count: Callable[[float], float], target: float) -> tuple[float, floa
 
 @torch.no_grad()
 def _mean_tokens(model: nn.Module, engine: Engine, batches: list[Any]) -> float:
-    """Visual tokens per image, mean over all layers, over rows with images."""
+    """Measure the visual tokens per image, mean over all layers and all rows with images."""
     kept, images = 0.0, 0.0
 
     def count(record: Record) -> None:

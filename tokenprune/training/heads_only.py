@@ -1,4 +1,4 @@
-"""Freeze everything but the heads."""
+"""Freeze all parameters but the heads'."""
 
 from __future__ import annotations
 
@@ -10,19 +10,31 @@ __all__ = ["train_only_heads"]
 
 
 def train_only_heads(model: nn.Module) -> list[nn.Parameter]:
-    """Freeze the model but for the pruning heads, in place.
+    """Freeze all parameters of the model but those of the pruning heads, in place.
 
-    `unwrap` gives every parameter its ``requires_grad`` back.
+    `unwrap` restores every parameter's ``requires_grad``.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A wrapped model.
 
     Returns
     -------
     list of nn.Parameter
-        The heads' parameters: give these to the optimiser.
+        The heads' parameters, for the optimiser.
 
     Raises
     ------
     ValueError
-        If the model is not wrapped, or its method has nothing to train.
+        If the model is not wrapped, or its method has no parameters.
+
+    Examples
+    --------
+    >>> model = tp.wrap(model, tp.ATPConfig(layers=(1, 3), target_tokens=20))
+    >>> optimizer = torch.optim.Adam(tp.train_only_heads(model), lr=1e-3)
+    >>> all(name.startswith("tokenprune.") for name, p in model.named_parameters() if p.requires_grad)
+    True
     """
     engine = engine_of(model)
     heads = list(engine.parameters())
