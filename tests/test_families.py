@@ -376,11 +376,10 @@ def test_training_teaches_the_heads_and_nothing_else(name: str, family: Family, 
     for row in range(len(labels)):
         # Any word: some families give none to the words of a picture.
         labels[row, present(batch, row).nonzero().flatten()[-2:]] = 3
-    side = adapter_for(model).grid(model)[0]
+    rows, cols = adapter_for(model).grid(model)
     first = adapter_for(model).first_layer(model)
-    tp.wrap(
-        model, tp.ATPConfig(layers=(first + 1,), target_tokens=0.9 * side**2, start_spatial=0.0)
-    )
+    target = 0.9 * rows * cols
+    tp.wrap(model, tp.ATPConfig(layers=(first + 1,), target_tokens=target, start_spatial=0.0))
     heads = tp.train_only_heads(model)
     model.train()
     out = model(**batch, labels=labels)

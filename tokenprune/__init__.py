@@ -1,9 +1,9 @@
 """Visual-token pruning for Hugging Face vision-language models.
 
-The examples in the docstrings use these names without making them: ``tp`` is this package, ``torch``
-is torch, ``model`` a LLaVA that is not wrapped (here a tiny one: 6 decoder layers, 36 tokens an
-image), ``batch`` the arguments of its forward for a prompt with one image, as a processor returns
-them, and ``folder`` the path of an empty folder.
+The examples in the docstrings use these names without making them: ``tp`` is this package,
+``torch`` is torch, ``model`` a LLaVA that is not wrapped (here a tiny one: 6 decoder layers, 36
+tokens an image), ``batch`` the arguments of its forward for a prompt with one image, as a processor
+returns them, and ``folder`` the path of an empty folder.
 """
 
 from ._version import __version__

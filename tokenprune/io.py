@@ -5,8 +5,8 @@ with "tokenprune_version"; "base_model", "family", "num_layers" and "hidden_size
 method's configuration as "config"; and as "runtime" its calibrated shifts and budgets.
 
 Folders of two files, which earlier versions wrote, load too: the same JSON is then in
-``tokenprune_config.json``, with the other file's digest as "weights_sha256". It is not read where the
-safetensors file has metadata of its own.
+``tokenprune_config.json``, with the other file's digest as "weights_sha256". It is not read where
+the safetensors file has metadata of its own.
 """
 
 from __future__ import annotations

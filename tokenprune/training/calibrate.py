@@ -34,9 +34,9 @@ def calibrate(
 
     Bisects a shift of the thresholds' logits that is the same for all samples, so that complex
     images still keep more. Only θ_r is shifted, unless the spatial grids alone keep more than the
-    budget: then θ_s is shifted too. Where the method has spatial pruning only, θ_s is shifted alone,
-    to the nearest of the few levels it has. Needs no labels. Afterwards the model is at the last
-    target; `set_budget` sets another.
+    budget: then θ_s is shifted too. With spatial pruning only, θ_s is shifted alone, to the nearest
+    of the few levels it has. Needs no labels. Afterwards the model is at the last target;
+    `set_budget` sets another.
 
     Parameters
     ----------
@@ -209,8 +209,8 @@ def _find(
         if not least < target <= most:
             raise ValueError(
                 f"target_tokens={target}: on these batches more than {least:.1f} (the layers "
-                f"before the first pruning step, and what is never dropped) and up to {most:.1f} can "
-                "be reached."
+                f"before the first step, and what is never dropped) and up to {most:.1f} can be "
+                "reached."
             )
         if "redundant" not in method.config.prunings:
             _, spatial, measured = _bisect(lambda shift: count(0.0, shift), target)
@@ -218,7 +218,7 @@ def _find(
         else:
             spatial = 0.0
             if grids_alone > target:
-                # Thin out the grids first, then fill up with redundant-score tokens.
+                # Thin out the grids first, then fill up.
                 spatial, _, _ = _bisect(lambda shift: count(_LIMIT, shift), target)
 
             def beside_grids(shift: float, grids: float = spatial) -> float:
