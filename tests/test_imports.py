@@ -143,7 +143,7 @@ def test_arrows_point_one_way(library: Graph) -> None:
 
 
 def test_every_part_has_its_arrows(library: Graph) -> None:
-    assert {part_of(module) for module in library} == {*ARROWS, "__init__", "api"}
+    assert {part_of(module) for module in library} <= {*ARROWS, "__init__", "api"}
 
 
 @pytest.mark.parametrize(
