@@ -51,7 +51,7 @@ class LlavaNextAdapter(CompositeAdapter):
 
         A newline is no patch: -1.
         """
-        # Not at the top: it takes seconds to import, and other families do not need it.
+        # Not at the top: `import tokenprune` would import the modelling file, whatever the family.
         from transformers.models.llava_next import modeling_llava_next as modeling
 
         config = core.config

@@ -190,6 +190,14 @@ def test_a_planted_arrow_is_named(module: str, target: str) -> None:
     assert wrong_arrows(graph) == [f"{module} imports {target}"]
 
 
+def test_adapters_import_no_modelling_file_at_the_top() -> None:
+    """`import tokenprune` would run it, whatever family is used."""
+    for path in (ROOT / "adapters").glob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                assert "transformers.models" not in ast.unparse(node), path.name
+
+
 def test_no_file_is_over_300_lines() -> None:
     folders = ("tokenprune", "adapters", "benchmarks", "examples", "scripts", "tests")
     long = {
