@@ -62,7 +62,7 @@ def draw(
     Examples
     --------
     >>> from PIL import Image
-    >>> model = tp.wrap(model, tp.UniformConfig(share=0.25))
+    >>> model = tp.wrap(model, tp.FastVConfig(layer=1, keep=9))
     >>> output = model(**batch)
     >>> image = Image.new("RGB", (24, 24), "navy")
     >>> draw(image, tp.stats(model), folder / "kept.png").name
