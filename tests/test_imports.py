@@ -11,25 +11,17 @@ import pytest
 ROOT = Path(__file__).parents[1]
 Graph = dict[str, set[str]]
 
-# Package, or module of the top level → what it may import beside itself. `__init__` and `api`, the
-# public interface, may import everything.
-ARROWS: dict[str, set[str]] = {
-    "_version": set(),
-    "atomic": set(),
-    "strict_json": set(),
-    "releases": set(),
-    "layout": set(),
-    "config": {"strict_json"},
-    "adapters": {"layout"},
-    "kernels": set(),
-    "methods": {"config", "layout"},
-    "engine": {"adapters", "config", "kernels", "layout", "methods", "releases"},
-    "measure": {"config", "engine"},
-    "training": {"config", "engine", "methods"},
-    "heads_file": {"config", "strict_json"},
-    "saved": {"config", "heads_file", "methods", "strict_json"},
-    "io": {"_version", "adapters", "atomic", "config", "engine", "heads_file", "saved"},
-}
+# Packages and modules of the top level, lowest first: each imports from lower levels only.
+LEVELS: tuple[set[str], ...] = (
+    {"_version", "atomic", "checks", "layout", "releases", "strict_json"},
+    {"fields"},
+    {"config"},
+    {"adapters", "heads_file", "kernels", "methods"},
+    {"engine", "saved"},
+    {"io", "measure", "training"},
+    {"api"},
+    {"__init__"},
+)
 
 # Temporary: these circles and files are being taken apart. Remove both constants then.
 CIRCLES_LEFT = "tokenprune.engine."
@@ -110,13 +102,19 @@ def part_of(module: str) -> str:
     return [*module.split("."), "__init__"][1]
 
 
+def level_of(module: str) -> int:
+    part = part_of(module)
+    found = [number for number, parts in enumerate(LEVELS) if part in parts]
+    assert found, f"LEVELS does not say where {part!r} belongs"
+    return found[0]
+
+
 def wrong_arrows(graph: Graph) -> list[str]:
     return [
         f"{module} imports {target}"
         for module, targets in sorted(graph.items())
         for target in sorted(targets)
-        if (part := part_of(module)) not in ("__init__", "api")
-        and part_of(target) not in ARROWS.get(part, set()) | {part}
+        if part_of(module) != part_of(target) and level_of(module) <= level_of(target)
     ]
 
 
@@ -140,10 +138,6 @@ def test_no_circle_of_imports(library: Graph) -> None:
 def test_arrows_point_one_way(library: Graph) -> None:
     """api → methods, engine, adapters → layout, config; `docs/design.md`."""
     assert not (found := wrong_arrows(library)), "\n".join(found)
-
-
-def test_every_part_has_its_arrows(library: Graph) -> None:
-    assert {part_of(module) for module in library} <= {*ARROWS, "__init__", "api"}
 
 
 @pytest.mark.parametrize(
@@ -181,8 +175,7 @@ def test_a_planted_circle_is_named(
         ("tokenprune.adapters.llava", "tokenprune.methods"),
         ("tokenprune.adapters.llava", "tokenprune.engine"),
         ("tokenprune.kernels.fused", "tokenprune.engine"),
-        ("tokenprune.layout", "tokenprune"),
-        ("tokenprune.unknown", "tokenprune.layout"),
+        ("tokenprune.layout", "tokenprune.config"),
     ],
 )
 def test_a_planted_arrow_is_named(module: str, target: str) -> None:
@@ -196,6 +189,11 @@ def test_adapters_import_no_modelling_file_at_the_top() -> None:
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.Import | ast.ImportFrom):
                 assert "transformers.models" not in ast.unparse(node), path.name
+
+
+def test_a_part_without_a_level_is_named() -> None:
+    with pytest.raises(AssertionError, match="does not say where 'unknown' belongs"):
+        wrong_arrows({"tokenprune.unknown": {"tokenprune.layout"}})
 
 
 def test_no_file_is_over_300_lines() -> None:
