@@ -17,8 +17,8 @@ import tokenprune as tp
 from tokenprune import releases
 from tokenprune.config import MethodConfig
 from tokenprune.engine import signatures
-from tokenprune.engine.backends import backend_named
 from tokenprune.engine.arguments import cache_parameter
+from tokenprune.engine.backends import backend_named
 
 from .support.case_counts import count
 from .support.tiny_llava import IMAGE, IMAGE_TOKEN, Batch, make_batch, on_cache, tiny_llava

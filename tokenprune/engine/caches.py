@@ -10,8 +10,8 @@ from einops import rearrange
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from .survivors import Survivors, scatter_hidden
 from .cached_positions import CachedPositions
+from .survivors import Survivors, scatter_hidden
 
 __all__ = [
     "PrunedLayer",

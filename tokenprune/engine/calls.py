@@ -1,4 +1,4 @@
-"""The calls of wrapped models that run now, in this thread; a model itself keeps nothing of them."""
+"""The calls of wrapped models that run now, in this thread; models keep nothing of them."""
 
 from __future__ import annotations
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, create_mask
-
 from transformers.integrations.flex_attention import flex_attention_forward
 
 from .base import Backend, _with_tail
