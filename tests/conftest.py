@@ -15,6 +15,7 @@ import torch
 from hypothesis import HealthCheck, Phase, settings
 
 from .support.backends import BACKENDS
+from .support.flex_on_cpu import flex_on_cpu
 
 settings.register_profile(
     "default",
@@ -68,6 +69,12 @@ def _pretended(request: pytest.FixtureRequest) -> Iterator[None]:
     from .support.fake_device import Pretend
 
     with Pretend():
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _flex_on_cpu() -> Iterator[None]:
+    with flex_on_cpu():
         yield
 
 

@@ -1,3 +1,3 @@
 """The attention implementations that tests run on: a test that takes `attn` runs on each."""
 
-BACKENDS = ("sdpa", "eager")
+BACKENDS = ("sdpa", "eager", "flex_attention")
