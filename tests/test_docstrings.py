@@ -18,7 +18,7 @@ from tokenprune.adapters import registry
 import tokenprune as tp
 from tokenprune.methods import METHODS
 
-from .models import IMAGE, make_batch, tiny_llava
+from .support.tiny_llava import IMAGE, make_batch, tiny_llava
 from .test_public_api import modules
 
 FUNCTIONS = [name for name in tp.__all__ if inspect.isfunction(getattr(tp, name))]
