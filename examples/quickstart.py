@@ -117,7 +117,7 @@ def random_accuracy(model: Any, processor: Any, test: list[Sample], row: dict[st
     """Measure random pruning at the same layers with the same mean counts."""
     keep = tuple(row["kept_per_layer"][layer + 1] for layer in row["modules"])
     tp.unwrap(model)
-    tp.wrap(model, tp.RandomConfig(layers=tuple(row["modules"]), keep=keep))
+    tp.wrap(model, tp.RandomConfig(layers=tuple(row["modules"]), mean_tokens=keep))
     return evaluate(model, processor, test)[0]
 
 

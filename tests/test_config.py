@@ -4,11 +4,13 @@ import dataclasses
 import json
 import re
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenprune import ATPConfig
+from tokenprune import ATPConfig, FastVConfig
+from tokenprune.config import ModelFacts
 from tokenprune.methods import METHODS, config_from
 
 positive = st.floats(0.01, 100)
@@ -39,14 +41,6 @@ atp_configs = st.builds(
 )
 
 
-# What a method cannot be built without.
-NEEDED = {"random": {"keep": (9, 4.5), "layers": (1, 2)}}
-
-
-def a_config(name):
-    return METHODS[name][0](**NEEDED.get(name, {}))
-
-
 @given(config=atp_configs)
 def test_atp_survives_json(config):
     values = json.loads(config.to_json())
@@ -59,7 +53,7 @@ def test_atp_survives_json(config):
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_every_method_survives_json(name):
-    config = a_config(name)
+    config = METHODS[name][0]()
     assert type(config) is METHODS[name][0]
     assert config.method == name
     back = config_from(json.loads(config.to_json()))
@@ -69,7 +63,7 @@ def test_every_method_survives_json(name):
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_what_a_newer_release_wrote_is_left_out_with_a_warning(name):
-    config = a_config(name)
+    config = METHODS[name][0]()
     values = {**config.to_dict(), "zoom": 2, "invented_later": 1}
     with pytest.warns(UserWarning, match=r"\['invented_later', 'zoom'\]"):
         assert config_from(values) == config
@@ -153,17 +147,17 @@ BAD = [
 ]
 BAD_RANDOM = [
     *(("layers", bad) for bad in BAD_LAYERS),
-    *(("keep", bad) for bad in ((), (3, -1), (NAN,), (INF,), ("3",), 5, None)),
+    *(("keep", bad) for bad in ((), (3, -1), (3, 4.5), (NAN,), (INF,), ("3",), -1, 12.3, None)),
+    *(("mean_tokens", bad) for bad in ((), (3, -1), (NAN,), (INF,), ("3",), -0.5, "3", True)),
     *(("seed", bad) for bad in (0.5, None, "1")),
 ]
-BAD_KEEP = [("keep", bad) for bad in (0, -1, NAN, INF, "9", None)]
+BAD_KEEP = [("keep", bad) for bad in (0, 0.0, -1, -0.5, 1.5, 64.5, NAN, INF, True, "9", None)]
 BAD_LAYER = [("layer", bad) for bad in (-2, 1.5, "3", None, True)]
-BAD_SHARE = [("share", bad) for bad in (0, 1.2, -1, NAN, "1", None)]
 BAD_SPARSEVLM = [
     *(("layers", bad) for bad in (*BAD_LAYERS, (-1, 2))),
     *((name, bad) for name in ("scale", "clusters") for bad in (0, 1.1, NAN, "1", None)),
     *(("recycle", bad) for bad in (-0.1, 1.1, NAN, "1", None)),
-    *(("keep", bad) for bad in ((), 5, "ab")),
+    *(("keep", bad) for bad in ((), 0, 4.5, (0.5, 4.5), "ab")),
 ]
 BAD_PRUMERGE = [
     *(("plus", bad) for bad in (1, None, "yes")),
@@ -173,7 +167,7 @@ BAD_PRUMERGE = [
 BAD_OF = {
     "atp": BAD,
     "divprune": BAD_KEEP + BAD_LAYER,
-    "downsample": BAD_SHARE,
+    "downsample": BAD_KEEP,
     "fastv": [*BAD_KEEP, *BAD_LAYER, ("layer", -1)],
     "idselection": [
         *BAD_KEEP,
@@ -185,11 +179,11 @@ BAD_OF = {
     "prumerge": BAD_PRUMERGE,
     "pyramiddrop": [
         *(("layers", bad) for bad in (*BAD_LAYERS, (-1, 2))),
-        *(("ratio", bad) for bad in (0, 1, NAN, "1", None)),
+        *(("keep", bad) for bad in (0, 1.5, (), (0.5, 2.5), NAN, "1", None)),
     ],
     "random": BAD_RANDOM,
     "sparsevlm": BAD_SPARSEVLM,
-    "uniform": BAD_SHARE + BAD_LAYER,
+    "uniform": BAD_KEEP + BAD_LAYER,
     "visionzip": [*BAD_KEEP, *(("contextual", bad) for bad in (-0.1, 1, NAN, None))],
 }
 CASES = [(method, name, bad) for method, table in BAD_OF.items() for name, bad in table]
@@ -199,15 +193,55 @@ CASES = [(method, name, bad) for method, table in BAD_OF.items() for name, bad i
     ("method", "name", "bad"), CASES, ids=[f"{m}-{n}={v!r}" for m, n, v in CASES]
 )
 def test_a_bad_value_is_named_with_what_was_expected(method, name, bad):
-    values = {**NEEDED.get(method, {}), name: bad}
     start = re.escape(f"{name}={bad!r}: expected ")
     with pytest.raises(ValueError, match=rf"^{start}.+\.$"):
-        METHODS[method][0](**values)
+        METHODS[method][0](**{name: bad})
 
 
 def test_every_field_of_every_method_has_a_bad_value_here():
     fields = {name: {f.name for f in dataclasses.fields(METHODS[name][0])} for name in METHODS}
     assert {name: {field for field, _ in table} for name, table in BAD_OF.items()} == fields
+
+
+WITH_KEEP = [name for name in sorted(METHODS) if "keep" in METHODS[name][0].__dataclass_fields__]
+
+
+def test_every_method_with_a_budget_calls_it_keep():
+    """The others have thresholds, or nested scales."""
+    assert set(METHODS) - set(WITH_KEEP) == {"atp", "matryoshka"}
+
+
+@pytest.mark.parametrize("name", WITH_KEEP)
+@pytest.mark.parametrize("keep", [1, 64, 2**31 - 1, 0.25, 1.0, 5e-324], ids=repr)
+def test_numbers_and_shares_stay_apart(name, keep):
+    """64 tokens and 1.0 of them, through JSON too."""
+    config = METHODS[name][0](keep=keep)
+    text = config.to_json()
+    assert f'"keep": {keep!r}' in text
+    for found in (config, config_from(json.loads(text))):
+        assert found.keep == keep
+        assert type(found.keep) is type(keep)
+
+
+@pytest.mark.parametrize("name", ["pyramiddrop", "random", "sparsevlm"])
+def test_a_budget_for_each_layer(name):
+    config = METHODS[name][0](layers=(1, 2), keep=[64, 1.0])
+    back = config_from(json.loads(config.to_json()))
+    assert back == config
+    assert [type(each) for each in back.keep] == [int, float]
+    facts = ModelFacts(8, (6, 6), (1, 2, 3))
+    assert config.fitted(facts) == config
+    with pytest.raises(ValueError, match=r"keep=\(64, 1\.0\): expected one entry for each of the"):
+        dataclasses.replace(config, layers=(1, 2, 3)).fitted(facts)
+
+
+def test_numbers_of_numpy():
+    """A float64 is a float; what is no int or float of Python's is refused with a sentence."""
+    config = FastVConfig(keep=np.float64(0.5))
+    assert type(config.keep) is float
+    for bad in (np.int64(9), np.float32(0.5), np.array(9)):
+        with pytest.raises(ValueError, match=r"keep=.+: expected a number of tokens \(an int from"):
+            FastVConfig(keep=bad)
 
 
 def test_the_densest_grid_bounds_the_sample_weight():

@@ -21,11 +21,12 @@ from torch import Tensor
 
 import tokenprune as tp
 from tokenprune import adapters
-from tokenprune.config import MethodConfig
+from tokenprune.fields import BEFORE_DECODER
 from tokenprune.methods.base import Context, Method, Selection
 
 from .families import FAMILIES, Family
 from .families.base import release
+from .support.config_strategies import has_tower_needs, layered_configs
 from .support.tolerance import assert_close
 
 # Wider than any grid here, and one more for tokens without a place.
@@ -402,16 +403,14 @@ def test_every_method(name: str, family: Family, case: Case) -> None:
     first = adapter_for(model).first_layer(model)
     asked = {"max_new_tokens": 2, "do_sample": False}
     rows, cols = adapter_for(model).grid(model)
-    for config in TOWER:
-        if not has_tower(model):
-            with pytest.raises(
-                ValueError, match=r"patches are not the visual tokens|adds image features"
-            ):
-                tp.wrap(model, config)
-    configs = methods(first, 0.9 * rows * cols) + (TOWER if has_tower(model) else ())
-    for config in configs:
-        if first and config in BEFORE:
-            with pytest.raises(ValueError, match="this decoder adds image features"):
+    for config in layered_configs(first, 0.9 * rows * cols):
+        refused = None
+        if has_tower_needs(config) and not has_tower(model):
+            refused = r"patches are not the visual tokens|adds image features"
+        elif first and BEFORE_DECODER in config.pruning_layers():
+            refused = "this decoder adds image features"
+        if refused:
+            with pytest.raises(ValueError, match=refused):
                 tp.wrap(model, config)
             continue
         tp.wrap(model, config)
@@ -480,32 +479,6 @@ def test_which_families_have_a_tower() -> None:
     names = {n for n, f in FAMILIES.items() if f.available() and not f.refused}
     found = {name for name in names if has_tower(built(name))}
     assert found == {"llava", "llava_next", "llava_next-mistral", "vipllava"} & names
-
-
-TOWER: tuple[MethodConfig, ...] = (
-    tp.PruMergeConfig(),
-    tp.PruMergeConfig(plus=True, keep=0.4),
-    tp.VisionZipConfig(keep=0.4),
-)
-BEFORE: tuple[MethodConfig, ...] = (
-    tp.DivPruneConfig(keep=0.4),
-    tp.DownsampleConfig(share=0.4),
-    tp.MatryoshkaConfig(stride=2),
-    tp.UniformConfig(share=0.4),
-)
-
-
-def methods(first: int, target: float) -> tuple[MethodConfig, ...]:
-    """Those that ask nothing of the tower, at the layers from `first` on."""
-    places = (first, first + 1)
-    return (
-        *BEFORE,
-        tp.ATPConfig(layers=places, target_tokens=target, revival=True, text_threshold=0.5),
-        tp.FastVConfig(layer=first, keep=0.4),
-        tp.IDSelectionConfig(layer=first, keep=0.4),
-        tp.PyramidDropConfig(layers=places),
-        tp.SparseVLMConfig(layers=places),
-    )
 
 
 @pytest.mark.parametrize("name", [skipped(f) for f in FAMILIES.values() if f.refused])

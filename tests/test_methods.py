@@ -15,42 +15,20 @@ from tokenprune.methods import METHODS
 from tokenprune.methods.matryoshka import Matryoshka
 
 from .families import FAMILIES
+from .support.config_strategies import fixed_configs
 from .support.strategies import LAYERS, Case, cases, model_of
 from .support.tiny_llava import IMAGE, VISUAL_TOKENS, is_text, make_batch, row_alone, tiny_llava
 from .support.tolerance import assert_close
 from .test_batching import assert_same_stats
 
-# Each method as a user would ask for it on a model of five layers and 36 tokens an image.
-CONFIGS: dict[str, tuple[MethodConfig, ...]] = {
-    "atp": (tp.ATPConfig(layers=(0, 2), target_tokens=20),),
-    "divprune": (tp.DivPruneConfig(keep=9), tp.DivPruneConfig(keep=0.3, layer=1)),
-    "downsample": (tp.DownsampleConfig(share=0.3),),
-    "fastv": (tp.FastVConfig(layer=1, keep=9), tp.FastVConfig(layer=0, keep=0.3)),
-    "idselection": (tp.IDSelectionConfig(layer=0, keep=9),),
-    "matryoshka": (tp.MatryoshkaConfig(stride=4),),
-    "prumerge": (
-        tp.PruMergeConfig(),
-        tp.PruMergeConfig(plus=True),
-        tp.PruMergeConfig(plus=True, keep=12, neighbours=3),
-    ),
-    "pyramiddrop": (tp.PyramidDropConfig(),),
-    "random": (tp.RandomConfig(layers=(-1, 1), keep=(20, 4.5)),),
-    "sparsevlm": (tp.SparseVLMConfig(), tp.SparseVLMConfig(layers=(0, 2), keep=(20, 0.4))),
-    "uniform": (tp.UniformConfig(share=0.3), tp.UniformConfig(layer=2)),
-    "visionzip": (tp.VisionZipConfig(keep=12),),
-}
-EVERY = [config for name in sorted(CONFIGS) for config in CONFIGS[name]]
+EVERY = [config for name in sorted(METHODS) for config in fixed_configs(name)]
 # A draw for each row differs from the draw for that row alone.
 DECIDING = [config for config in EVERY if config.method != "random"]
 
 
-def test_every_method_is_swept() -> None:
-    assert CONFIGS.keys() == METHODS.keys()
-
-
 def ids(config: MethodConfig) -> str:
     """The method, and its number among those with the same one."""
-    return f"{config.method}-{CONFIGS[config.method].index(config)}"
+    return f"{config.method}-{fixed_configs(config.method).index(config)}"
 
 
 @pytest.mark.parametrize("config", DECIDING, ids=ids)
@@ -149,18 +127,18 @@ def test_it_is_drawn_and_tracked(tmp_path, config: MethodConfig) -> None:
             model(**batch)
         picture = np.zeros((24, 24, 3), dtype=np.uint8)
         path = tp.draw(picture, tp.stats(model), tmp_path / "kept.png")
-        modules = len(tp.stats(model).pruning_layers)
+        steps = len(tp.stats(model).pruning_layers)
     finally:
         tp.unwrap(model)
     summary = run.summary()
     assert len(summary["per_layer"]) == LAYERS
     assert 0 < summary["mean_tokens"] < VISUAL_TOKENS
     with Image.open(path) as image:
-        assert image.width > (modules + 1) * 24
+        assert image.width > (steps + 1) * 24
 
 
 @given(
-    keep=st.one_of(st.integers(1, 50), st.floats(0.01, 0.99)),
+    keep=st.one_of(st.integers(1, 50), st.floats(0.01, 1.0)),
     images=st.lists(st.integers(1, 2), min_size=1, max_size=3),
 )
 def test_asked_and_measured_counts_agree(keep: float, images: list[int]) -> None:
@@ -182,7 +160,8 @@ def test_asked_and_measured_counts_agree(keep: float, images: list[int]) -> None
         finally:
             tp.unwrap(model)
         total = [VISUAL_TOKENS * n for n in images]
-        wanted = [min(keep, n) if keep >= 1 else max(1, round(keep * n)) for n in total]
+        whole = isinstance(keep, int)
+        wanted = [min(keep, n) if whole else max(1, round(keep * n)) for n in total]
         assert found == wanted, config.method
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-import doctest
+import dataclasses
+import pickle
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import tokenprune as tp
-from tokenprune.methods import METHODS, registry
+from tokenprune.config import ModelFacts
+from tokenprune.fields import checked, layer_number
+from tokenprune.methods import METHODS, NEEDS, STATE_NEEDS
 
 from .support.tiny_llava import IMAGE, VISUAL_TOKENS, Batch, make_batch, tiny_llava
 
@@ -31,23 +35,40 @@ def _registered() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class FirstConfig(tp.MethodConfig):
+class FirstConfig(tp.SingleLayerConfig):
     keep: int = 8
-    layer: int = 0
+    layer: int = checked(0, layer_number())
 
 
 class First(tp.Method):
     """Keep the first tokens of each image, and learn nothing from a weight."""
 
-    def __init__(self, config: FirstConfig, visual_tokens: int) -> None:
-        super().__init__()
-        self.keep, self.visual_tokens = config.keep, visual_tokens
-        self.layers = (config.layer,)
+    def __init__(self, config: FirstConfig, visual_tokens: int = 0) -> None:
+        super().__init__(config)
+        self.visual_tokens = visual_tokens
         self.weight = nn.Parameter(torch.zeros(2))
+
+    @classmethod
+    def from_config(cls, config: Any, facts: ModelFacts) -> First:
+        return cls(config, facts.visual_tokens)
 
     def select(self, context: tp.Context) -> tp.Selection:
         visual = context.layout.mask
-        return tp.Selection(keep=visual & (visual.cumsum(dim=1) <= self.keep))
+        return tp.Selection(keep=visual & (visual.cumsum(dim=1) <= self.config.keep))
+
+
+class Columns(tp.RankingMethod):
+    """Keep the tokens of the rightmost columns."""
+
+    def score(self, context: tp.Context) -> Tensor:
+        return context.layout.col.float()
+
+
+class Rows(tp.RankingMethod):
+    """Say nothing of each token."""
+
+    def score(self, context: tp.Context) -> Tensor:
+        return context.layout.row.float().sum(dim=1)
 
 
 def kept(model: Any) -> list[int]:
@@ -58,7 +79,7 @@ def kept(model: Any) -> list[int]:
 
 def test_a_method_as_it_is() -> None:
     model = tiny_llava(layers=4)
-    method = First(FirstConfig(), 0)
+    method = First(FirstConfig())
     assert tp.wrap(model, method) is model
     assert model.tokenprune.method is method
     assert kept(model) == [VISUAL_TOKENS, 8, 8, 8]
@@ -68,7 +89,7 @@ def test_a_method_as_it_is() -> None:
 
 def test_its_heads_have_no_file(tmp_path: Path) -> None:
     """Nothing says how to build the method again."""
-    model = tp.wrap(tiny_llava(layers=4), First(FirstConfig(), 0))
+    model = tp.wrap(tiny_llava(layers=4), First(FirstConfig()))
     with pytest.raises(ValueError, match=r"First as it is.*register_method"):
         tp.save_heads(model, tmp_path / "heads")
     assert not (tmp_path / "heads").exists()
@@ -95,13 +116,58 @@ def test_a_registered_method(tmp_path: Path) -> None:
     assert torch.equal(other.generate(**BATCH, max_new_tokens=3), words)
 
 
-def test_the_example_of_the_documentation_runs() -> None:
-    """And so do the others of the front door."""
-    for place in (registry.register_method, tp.is_wrapped):
-        found = doctest.DocTestFinder().find(place, place.__name__, globs={})
-        results = [doctest.DocTestRunner().run(test) for test in found]
-        assert sum(result.attempted for result in results)
-        assert not any(result.failed for result in results)
+def test_a_ranking_method_is_one_function(tmp_path: Path) -> None:
+    """It has a configuration of its own, which is saved, loaded, copied and pickled."""
+    tp.register_method("columns")(Columns)
+    assert Columns.Config.method == "columns"
+    assert Columns.Config().to_dict() == {"method": "columns", "layer": 1, "keep": 0.25}
+    config = Columns.Config(layer=2, keep=0.5)
+    assert repr(config) == "Columns.Config(layer=2, keep=0.5)"
+    assert pickle.loads(pickle.dumps(config)) == copy.deepcopy(config) == config
+    model = tp.wrap(tiny_llava(layers=4), config)
+    assert kept(model) == [VISUAL_TOKENS, VISUAL_TOKENS, VISUAL_TOKENS, 18]
+    alive = tp.stats(model).alive[3, 0][tp.stats(model).alive[0, 0]]
+    assert alive[4 : 4 + VISUAL_TOKENS].reshape(6, 6).tolist() == [[False] * 3 + [True] * 3] * 6
+    tp.save_heads(model, tmp_path / "heads")
+    other = tp.wrap(tiny_llava(layers=4), tmp_path / "heads")
+    assert kept(other) == kept(model)
+    with pytest.raises(ValueError, match=r"keep=64\.5: expected a number of tokens"):
+        Columns.Config(keep=64.5)
+
+
+def test_a_method_with_its_configuration_as_it_is() -> None:
+    """Not registered: by default as `RankingConfig` is, or by another configuration."""
+    for method, wanted in ((Columns(), [36, 36, 9, 9]), (Columns(tp.RankingConfig(0, 4)), [36, 4])):
+        found = kept(tp.wrap(tiny_llava(layers=4), method))
+        assert found[: len(wanted)] == wanted
+
+
+def test_no_two_methods_share_a_configuration() -> None:
+    tp.register_method("columns")(Columns)
+    tp.register_method("other_columns")(type("OtherColumns", (Columns,), {}))
+    first, second = METHODS["columns"][0], METHODS["other_columns"][0]
+    assert first is not second
+    assert (first.method, second.method) == ("columns", "other_columns")
+    assert "method" not in vars(tp.RankingConfig)
+
+
+def test_scores_of_another_shape_are_named() -> None:
+    model = tp.wrap(tiny_llava(layers=4), Rows())
+    with pytest.raises(ValueError, match=r"Rows.score returned the shape \(2,\): expected \(batch"):
+        kept(model)
+
+
+def test_the_states_that_a_method_may_need() -> None:
+    """Not with revival, which the states of dropped tokens would take to be computed again."""
+    assert {"queries", "keys", "values"} == STATE_NEEDS
+    assert not (STATE_NEEDS - {f.name for f in dataclasses.fields(tp.Context)})
+    model = tiny_llava(layers=4)
+    for need in sorted(STATE_NEEDS):
+        tp.unwrap(tp.wrap(model, method_with(needs=frozenset({need, "last"}))))
+        said = rf"First.revives is True and its needs name \['{need}'\]"
+        with pytest.raises(ValueError, match=said):
+            tp.wrap(model, method_with(needs=frozenset({need, "last"}), revives=True))
+    assert not tp.is_wrapped(model)
 
 
 @dataclass(frozen=True)
@@ -110,6 +176,10 @@ class OtherConfig(tp.MethodConfig):
 
 
 class NotAMethod:
+    pass
+
+
+class Bare(tp.Method):
     pass
 
 
@@ -130,6 +200,14 @@ REFUSED: dict[str, tuple[Any, str]] = {
         lambda: tp.register_method("other", OtherConfig),
         "OtherConfig says that its method is 'fastv', not 'other'",
     ),
+    "a base for all": (
+        lambda: tp.register_method("first", tp.RankingConfig),
+        "expected a class derived from MethodConfig.*of this method's own",
+    ),
+    "no configuration at all": (
+        lambda: tp.register_method("bare")(Bare),
+        "Bare has no configuration: give register_method one, or derive the method from Ranking",
+    ),
     "no method": (
         lambda: tp.register_method("first", FirstConfig)(NotAMethod),  # type: ignore[type-var]
         "expected a class derived from tokenprune.Method",
@@ -147,14 +225,17 @@ def test_what_cannot_be_registered(what: str) -> None:
 
 
 def method_with(**attributes: Any) -> First:
-    method = First(FirstConfig(), 0)
+    method = First(FirstConfig())
     for name, value in attributes.items():
         setattr(method, name, value)
     return method
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "needs": ({"needs": frozenset({"last", "queries"})}, r"First.needs names \['queries'\]"),
+    "needs": (
+        {"needs": frozenset({"last", "logits"})},
+        rf"First.needs names \['logits'\]: expected some of {re.escape(str(sorted(NEEDS)))}",
+    ),
     "no layers": ({"layers": ()}, r"layers=\(\): expected rising whole numbers from -1"),
     "layers past the end": ({"layers": (1, 3)}, r"layers=\(1, 3\): this decoder has 4 layers"),
     "layers out of order": ({"layers": (2, 1)}, r"layers=\(2, 1\): expected rising"),

@@ -53,7 +53,7 @@ def test_the_small_model_needs_its_picture(small: Small) -> None:
     model, processor, sizes = small
     test = samples("validation", 200, 3, sizes=sizes)
     whole = accuracy(model, processor, test)["overall"]
-    tp.wrap(model, tp.RandomConfig(layers=(0,), keep=(0.0,)))
+    tp.wrap(model, tp.RandomConfig(layers=(0,), keep=0))
     try:
         blind = accuracy(model, processor, test)["overall"]
     finally:

@@ -21,10 +21,11 @@ from torch import Tensor
 import tokenprune as tp
 from tokenprune.config import MethodConfig
 from tokenprune.methods import METHODS
+from tokenprune.methods.selecting import at_step, token_counts
 
 from .support.backends import BACKENDS
 from .support.case_counts import count
-from .support.config_strategies import CONFIGS, merges, merges_between_layers
+from .support.config_strategies import drawn_configs, merges, merges_between_layers
 from .support.ragged_batches import RAGGED, STEPS, Ragged, alive_of, answer, assert_best, at_a_tie
 from .support.reference_decoder import Reference
 from .support.strategies import model_of
@@ -53,12 +54,8 @@ def methods(but_random: str | None = None) -> pytest.MarkDecorator:
     skip = pytest.mark.skip(reason=f"random draws: {but_random}")
     marks = {"random": [skip]} if but_random else {}
     return pytest.mark.parametrize(
-        "method", [pytest.param(name, marks=marks.get(name, [])) for name in sorted(CONFIGS)]
+        "method", [pytest.param(name, marks=marks.get(name, [])) for name in sorted(METHODS)]
     )
-
-
-def test_every_method_is_drawn() -> None:
-    assert CONFIGS.keys() == METHODS.keys()
 
 
 @methods(but_random="a row of a batch is given other numbers than that row alone")
@@ -67,7 +64,7 @@ def test_every_method_is_drawn() -> None:
 def test_a_row_of_a_batch_is_that_row_alone(
     method: str, data: st.DataObject, ragged: Ragged, attn: str
 ) -> None:
-    config = data.draw(CONFIGS[method])
+    config = data.draw(drawn_configs(method))
     batch = ragged.batch()
     count("batches")
     with wrapped(config, ragged.seed, attn) as model:
@@ -92,7 +89,7 @@ def test_a_row_of_a_batch_is_that_row_alone(
 
 
 @few
-@given(config=CONFIGS["random"], ragged=RAGGED)
+@given(config=drawn_configs("random"), ragged=RAGGED)
 def test_random_keeps_its_counts(config: MethodConfig, ragged: Ragged) -> None:
     """For each row a whole number next to the one asked for, or all there are."""
     assert isinstance(config, tp.RandomConfig)
@@ -104,10 +101,14 @@ def test_random_keeps_its_counts(config: MethodConfig, ragged: Ragged) -> None:
         stats = tp.stats(model)
     ends_in_image = torch.tensor([prompt[-1] == IMAGE for prompt in ragged.prompts])
     left = torch.from_numpy(stats.visual_tokens.copy())
-    for layer, keep in zip(config.layers or (), config.keep, strict=True):
+    for step, layer in enumerate(config.layers or ()):
         kept = torch.from_numpy(stats.kept[layer + 1].copy())
+        mean = at_step(config.mean_tokens, step)
+        if mean is None:
+            low = high = token_counts(at_step(config.keep, step), left)[:, 0]
+        else:
+            low, high = left.clamp(max=int(mean)), left.clamp(max=int(mean) + (mean % 1 > 0))
         # The last token stays whatever it is.
-        low, high = left.clamp(max=int(keep)), left.clamp(max=int(keep) + (keep % 1 > 0))
         assert (kept >= low).all()
         assert (kept <= high + ends_in_image).all()
         left = kept
@@ -126,7 +127,7 @@ def same(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]) -> bool:
 @given(data=st.data(), ragged=RAGGED, attn=st.sampled_from(BACKENDS))
 def test_dropping_is_masking(method: str, data: st.DataObject, ragged: Ragged, attn: str) -> None:
     """With the method's own kept sets, of which it is only known that text stays."""
-    config = data.draw(CONFIGS[method])
+    config = data.draw(drawn_configs(method))
     batch = ragged.batch()
     with wrapped(config, ragged.seed, attn) as model:
         out = model(**batch, output_hidden_states=True)
@@ -155,7 +156,7 @@ def test_dropping_is_masking(method: str, data: st.DataObject, ragged: Ragged, a
 @given(data=st.data(), ragged=RAGGED, beams=st.sampled_from([1, 1, 2]))
 def test_generate(method: str, data: st.DataObject, ragged: Ragged, beams: int) -> None:
     """Cached is uncached is each row alone; and each word is the best by the masked reference."""
-    config = data.draw(CONFIGS[method])
+    config = data.draw(drawn_configs(method))
     batch = ragged.batch("left")
     with wrapped(config, ragged.seed) as model:
 

@@ -17,7 +17,13 @@ from .api import (
     unwrap,
     wrap,
 )
-from .config import MethodConfig
+from .config import (
+    MethodConfig,
+    MultiLayerConfig,
+    PreDecoderConfig,
+    RankingConfig,
+    SingleLayerConfig,
+)
 from .io import load_heads, save_heads
 from .layout import VisualLayout
 from .measure import PruneStats, draw
@@ -33,6 +39,7 @@ from .methods import (
     PruMergeConfig,
     PyramidDropConfig,
     RandomConfig,
+    RankingMethod,
     Received,
     Selection,
     SparseVLMConfig,
@@ -52,12 +59,17 @@ __all__ = [
     "MatryoshkaConfig",
     "Method",
     "MethodConfig",
+    "MultiLayerConfig",
+    "PreDecoderConfig",
     "PruMergeConfig",
     "PruneStats",
     "PyramidDropConfig",
     "RandomConfig",
+    "RankingConfig",
+    "RankingMethod",
     "Received",
     "Selection",
+    "SingleLayerConfig",
     "SparseVLMConfig",
     "UniformConfig",
     "VisionZipConfig",

@@ -1,4 +1,4 @@
-"""The front door."""
+"""Wrap and unwrap models, and read what pruning did."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from torch import Tensor, nn
 
 from tokenprune.adapters import adapter_for, verified
 
-from .config import MethodConfig, ModelFacts, checked_layers, shown
+from .checks import shown
+from .config import MethodConfig, ModelFacts
 from .engine import ATTRIBUTE, Engine, attach, detach, engine_of, read_anatomy
 from .engine import paused as engine_paused
+from .fields import BEFORE_DECODER, layer_numbers
 from .io import facts_of, read_heads
 from .measure.cost import DecoderShape
 from .measure.stats import PruneStats
 from .measure.track import Tracker
-from .methods import METHODS, NEEDS, ATPConfig, Method, build
+from .methods import METHODS, NEEDS, STATE_NEEDS, ATPConfig, Method, build
 from .releases import warn_if_newer
 
 __all__ = [
@@ -37,7 +39,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def wrap(model: Model, method: MethodConfig | Method | str | Path | None = None) -> Model:
-    """Make a vision-language model drop visual tokens. The model is changed in place.
+    """Make a vision-language model drop visual tokens; the model is changed in place.
 
     Parameters
     ----------
@@ -59,6 +61,13 @@ def wrap(model: Model, method: MethodConfig | Method | str | Path | None = None)
         cannot meet the configuration. The model is then as it was.
     FileNotFoundError
         If there are no heads at the path or hub id.
+
+    Examples
+    --------
+    >>> model = tp.wrap(model, tp.FastVConfig(layer=1, keep=9))
+    >>> output = model(**batch)
+    >>> tp.stats(model).final_tokens.tolist()
+    [9]
     """
     if is_wrapped(model):
         raise ValueError(
@@ -80,15 +89,15 @@ def wrap(model: Model, method: MethodConfig | Method | str | Path | None = None)
         adapter.first_layer(model),
     )
     heads = read_heads(method, facts_of(model, adapter)) if isinstance(method, str | Path) else None
-    asked = heads.config if heads is not None else ATPConfig() if method is None else method
+    chosen = heads.config if heads is not None else ATPConfig() if method is None else method
     config: MethodConfig | None = None
-    if isinstance(asked, MethodConfig):
-        config = asked.fitted(facts)
+    if isinstance(chosen, MethodConfig):
+        config = chosen.fitted(facts)
         # Drawn on the CPU, whatever torch's default device is, so that a seed gives the same heads.
         with torch.device("cpu"):
             built = build(config, facts)
-    elif isinstance(asked, Method):
-        built = asked
+    elif isinstance(chosen, Method):
+        built = chosen
     else:
         raise ValueError(
             f"method is a {type(method).__name__}: expected a configuration such as ATPConfig(), a "
@@ -109,12 +118,16 @@ def wrap(model: Model, method: MethodConfig | Method | str | Path | None = None)
 
 
 def _check_method(method: Method, facts: ModelFacts) -> None:
-    """Raise ValueError if a method, of whoever it is, asks for what there is not."""
-    facts.check(checked_layers(getattr(method, "layers", None), earliest=-1))
-    if unknown := sorted(set(method.needs) - NEEDS, key=str):
+    """Raise ValueError if a method's layers or needs cannot be met."""
+    layers = layer_numbers(BEFORE_DECODER)("layers", getattr(method, "layers", None))
+    facts.check(layers)
+    name, needs = type(method).__name__, set(method.needs)
+    if unknown := sorted(needs - NEEDS, key=str):
+        raise ValueError(f"{name}.needs names {shown(unknown)}: expected some of {sorted(NEEDS)}.")
+    if method.revives and needs & STATE_NEEDS:
         raise ValueError(
-            f"{type(method).__name__}.needs names {shown(unknown)}: expected some of "
-            f"{sorted(NEEDS)}."
+            f"{name}.revives is True and its needs name {sorted(needs & STATE_NEEDS)}: dropped "
+            "tokens have no attention states at later layers. Read attention received instead."
         )
 
 
@@ -123,7 +136,6 @@ def is_wrapped(model: object) -> bool:
 
     Examples
     --------
-    >>> import torch, tokenprune as tp
     >>> tp.is_wrapped(torch.nn.Linear(1, 1))
     False
     """
@@ -144,18 +156,34 @@ def unwrap(model: Model) -> Model:
         If the model is not wrapped.
     RuntimeError
         If it is called inside a forward or ``generate`` of the model, which is left as it was.
+
+    Examples
+    --------
+    >>> model = tp.wrap(model)
+    >>> tp.is_wrapped(tp.unwrap(model))
+    False
     """
     detach(engine_of(model), model)
     return model
 
 
 def paused(model: nn.Module) -> AbstractContextManager[None]:
-    """``with paused(model): ...``: no pruning inside, in the thread that enters it. Nests."""
+    """Pause pruning inside ``with paused(model): ...``, in the thread that enters it; nests.
+
+    Examples
+    --------
+    >>> before = model(**batch).logits
+    >>> model = tp.wrap(model, tp.FastVConfig(layer=1, keep=9))
+    >>> with tp.paused(model):
+    ...     output = model(**batch)
+    >>> torch.equal(output.logits, before)
+    True
+    """
     return engine_paused(engine_of(model))
 
 
 def losses(model: nn.Module) -> dict[str, Tensor]:
-    """The loss terms of this thread's last training forward, unweighted, with their gradient.
+    """Return the loss terms of this thread's last training forward, unweighted, with gradient.
 
     Returns
     -------
@@ -167,6 +195,16 @@ def losses(model: nn.Module) -> dict[str, Tensor]:
     ------
     RuntimeError
         If there was no training forward.
+
+    Examples
+    --------
+    >>> model = tp.wrap(model, tp.ATPConfig(layers=(1, 3), target_tokens=20)).train()
+    >>> output = model(**batch, labels=batch["input_ids"])
+    >>> terms = tp.losses(model)
+    >>> sorted(terms)
+    ['atp', 'lm', 'target', 'total']
+    >>> torch.equal(terms["total"], output.loss)
+    True
     """
     found = engine_of(model).latest.losses
     if found is None:
@@ -178,12 +216,19 @@ def losses(model: nn.Module) -> dict[str, Tensor]:
 
 
 def stats(model: nn.Module) -> PruneStats:
-    """What this thread's last prefill with an image kept.
+    """Return what this thread's last prefill with an image kept.
 
     Raises
     ------
     RuntimeError
         If there was none.
+
+    Examples
+    --------
+    >>> model = tp.wrap(model, tp.PyramidDropConfig(layers=(1, 3), keep=0.5))
+    >>> output = model(**batch)
+    >>> tp.stats(model).kept[:, 0].tolist()
+    [36, 36, 18, 18, 9, 9]
     """
     engine = engine_of(model)
     record = engine.latest.record
@@ -196,12 +241,20 @@ def stats(model: nn.Module) -> PruneStats:
 
 @contextmanager
 def track(model: nn.Module) -> Iterator[Tracker]:
-    """``with track(model) as run: ...``: collect every prefill inside, in all threads.
+    """Collect every prefill inside ``with track(model) as run: ...``, in all threads.
 
     Yields
     ------
     Tracker
         With ``summary()``, ``table()`` and ``to_json()``.
+
+    Examples
+    --------
+    >>> model = tp.wrap(model, tp.DivPruneConfig(keep=9))
+    >>> with tp.track(model) as run:
+    ...     output = model(**batch)
+    >>> run.summary()["mean_tokens"]
+    9.0
     """
     engine = engine_of(model)
     tracker = Tracker(_shape(model, engine))
@@ -220,9 +273,14 @@ def _shape(model: nn.Module, engine: Engine) -> DecoderShape:
 
 
 def supported() -> dict[str, list[str]]:
-    """The families that were verified, by ``config.model_type``, and the methods, by name.
+    """Return the families that were verified, by ``config.model_type``, and the methods, by name.
 
     Other decoder-only families of transformers can be wrapped too, by their structure; `wrap` says
     why where it cannot. ``docs/families.md`` has what was verified of each.
+
+    Examples
+    --------
+    >>> "llava" in tp.supported()["families"], "fastv" in tp.supported()["methods"]
+    (True, True)
     """
     return {"families": verified(), "methods": sorted(METHODS)}

@@ -1,99 +1,33 @@
-"""What every method's configuration has: checked values, JSON both ways, fitted to a model."""
+"""The base classes of the methods' configurations: checks, JSON, and defaults from a model."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from .checks import require, shown
+from .fields import BEFORE_DECODER, budget, checked, layer_number, layer_numbers, optional
 from .strict_json import parse_object
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = [
-    "MAX_GRID_SIDE",
-    "MAX_LAYERS",
-    "MAX_TOKENS",
     "MethodConfig",
     "ModelFacts",
     "MultiLayerConfig",
     "PreDecoderConfig",
+    "RankingConfig",
     "SingleLayerConfig",
-    "check_choice",
-    "checked_layers",
-    "checked_tuple",
-    "is_number",
-    "is_whole",
-    "require",
-    "shown",
 ]
-
-# Bounds that no model and no picture comes near. Configurations come from files too, and what is
-# computed with them in int64 or float32 must stay finite.
-MAX_LAYERS = 10_000
-MAX_TOKENS = 2**31 - 1
-MAX_GRID_SIDE = 1024  # rows or columns of one frame's tokens
-
-
-def shown(given: object, longest: int = 200) -> str:
-    """The printed form of a value, cut where it is too long for a message."""
-    try:
-        text = repr(given)
-    except Exception:  # an integer of more than 4300 digits, nesting, an object's own error
-        return f"<{type(given).__name__} that cannot be printed>"
-    return text if len(text) <= longest else f"{text[:longest]}... ({len(text)} characters)"
-
-
-def require(ok: bool, name: str, given: object, expected: str) -> None:
-    """Raise ValueError that says what was given and what was expected, unless all is well."""
-    if not ok:
-        raise ValueError(f"{name}={shown(given)}: expected {expected}.")
-
-
-def check_choice(name: str, given: object, allowed: tuple[str, ...]) -> None:
-    """Require one of the allowed words."""
-    ok = isinstance(given, str) and given in allowed
-    require(ok, name, given, "one of " + ", ".join(map(repr, allowed)))
-
-
-def is_number(given: object) -> bool:
-    """Whether this is a finite number; booleans are not."""
-    if isinstance(given, float):
-        return math.isfinite(given)
-    return is_whole(given)
-
-
-def is_whole(given: object) -> bool:
-    """Whether this is an int; booleans are not."""
-    return isinstance(given, int) and not isinstance(given, bool)
-
-
-def checked_tuple(name: str, given: Any, expected: str, most: int = MAX_LAYERS) -> tuple[Any, ...]:
-    """Require a list or a tuple of at most so many, and give the tuple."""
-    require(isinstance(given, list | tuple), name, given, expected)
-    require(len(given) <= most, name, given, f"{expected}, at most {most} of them")
-    return tuple(given)
-
-
-def checked_layers(given: Any, earliest: int = 0) -> tuple[int, ...]:
-    """Require rising layer numbers; -1, where it is allowed, is before the first layer."""
-    expected = f"rising whole numbers from {earliest}, below {MAX_LAYERS}"
-    layers = checked_tuple("layers", given, expected)
-    whole = all(is_whole(n) and earliest <= n < MAX_LAYERS for n in layers)
-    rising = whole and all(a < b for a, b in pairwise(layers))
-    require(bool(layers) and rising, "layers", layers, expected)
-    return layers
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a configuration must know of the model it is for.
+    """What a configuration and a method can know of the model.
 
     Attributes
     ----------
@@ -102,10 +36,10 @@ class ModelFacts:
     grid : (int, int)
         Rows and columns of one image's tokens.
     default_layers : tuple of int
-        After which the family prunes if nothing is said.
+        Layers after which the family prunes if the configuration names none.
     first_layer : int
-        The first after which tokens may go: the decoder adds image features at the visual tokens of
-        all earlier ones.
+        The first layer after which tokens may go: the decoder adds image features at the visual
+        tokens of all earlier ones.
     """
 
     num_layers: int
@@ -115,7 +49,7 @@ class ModelFacts:
 
     @property
     def visual_tokens(self) -> int:
-        """Tokens of one image."""
+        """Return the number of tokens of one image."""
         return self.grid[0] * self.grid[1]
 
     def check(self, layers: tuple[int, ...]) -> None:
@@ -135,12 +69,41 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """What every method's configuration has."""
+    """Base class of every method's configuration: a frozen dataclass with checked fields.
+
+    Fields made by `tokenprune.fields.checked` are validated when the configuration is made: a
+    value outside what is allowed raises ValueError, which names the field, the value and what was
+    expected. So does every class derived from this one.
+
+    Attributes
+    ----------
+    method : str
+        The method's name; `tokenprune.register_method` sets it on the class.
+
+    Examples
+    --------
+    >>> config = tp.FastVConfig(layer=1, keep=0.25)
+    >>> config.to_dict()
+    {'method': 'fastv', 'layer': 1, 'keep': 0.25}
+    >>> tp.FastVConfig.from_json(config.to_json()) == config
+    True
+    """
 
     method: ClassVar[str]
 
+    def __post_init__(self) -> None:
+        """Run the validator of each field. An override that checks more calls this first."""
+        for field in dataclasses.fields(self):
+            if check := field.metadata.get("check"):
+                value = check(field.name, getattr(self, field.name))
+                object.__setattr__(self, field.name, value)
+
+    def pruning_layers(self) -> tuple[int, ...]:
+        """Return the layers after which tokens are dropped; empty if nothing says so yet."""
+        return ()
+
     def fitted(self, facts: ModelFacts) -> Self:
-        """This configuration with the model's own defaults filled in.
+        """Return this configuration with the model's own defaults filled in.
 
         Raises
         ------
@@ -149,30 +112,22 @@ class MethodConfig:
         """
         return self
 
-    def _check_number(self, name: str, expected: str, allowed: Callable[[Any], bool]) -> None:
-        given = getattr(self, name)
-        require(is_number(given) and allowed(given), name, given, expected)
-
-    def _check_whole(self, name: str, least: int, most: int) -> None:
-        given = getattr(self, name)
-        ok = is_whole(given) and least <= given <= most
-        require(ok, name, given, f"a whole number from {least} to {most}")
-
     def to_dict(self) -> dict[str, Any]:
-        """A dictionary of JSON types, with the method's name under ``"method"``."""
+        """Return a dictionary of JSON types, with the method's name under ``"method"``."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         plain = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
         return {"method": self.method, **plain}
 
     def to_json(self) -> str:
-        """The dictionary as JSON text."""
+        """Return `to_dict` as JSON text."""
         return json.dumps(self.to_dict(), indent=2)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> MethodConfig:
-        """The configuration that `to_dict` wrote.
+        """Return the configuration that `to_dict` wrote.
 
-        Keys that this release does not know warn and are left out: they come from a newer one.
+        Keys that this release does not know, which come from a newer one, are left out with a
+        warning.
 
         Raises
         ------
@@ -195,7 +150,7 @@ class MethodConfig:
 
     @classmethod
     def from_json(cls, text: str) -> MethodConfig:
-        """The configuration that `to_json` wrote.
+        """Return the configuration that `to_json` wrote.
 
         Raises
         ------
@@ -207,67 +162,87 @@ class MethodConfig:
 
 @dataclass(frozen=True)
 class MultiLayerConfig(MethodConfig):
-    """What the configuration of a method at several layers has.
+    """Base class of the configuration of a method that drops tokens after several layers.
 
-    Attributes
+    Parameters
     ----------
     layers : tuple of int, optional
         Decoder layers, counted from 0, after which tokens are dropped. None: those of the method's
         paper in proportion, or the family's default.
     """
 
-    earliest: ClassVar[int] = 0
     # Shares of the depth after which the method's paper drops tokens. Empty: the family's default.
     default_depths: ClassVar[tuple[float, ...]] = ()
 
-    layers: tuple[int, ...] | None = None
+    layers: tuple[int, ...] | None = checked(None, optional(layer_numbers()))
 
-    def __post_init__(self) -> None:
-        """Check the layers."""
-        if self.layers is not None:
-            object.__setattr__(self, "layers", checked_layers(self.layers, self.earliest))
+    def pruning_layers(self) -> tuple[int, ...]:
+        """Return `layers`; empty where they are None."""
+        return self.layers or ()
 
     def fitted(self, facts: ModelFacts) -> Self:
-        """With layers filled in; see `MethodConfig.fitted`."""
+        """Fill in the layers, and check that values given for each layer are as many."""
         layers = self.layers
         if layers is None:
             usual = [max(0, round(facts.num_layers * share) - 1) for share in self.default_depths]
             first = facts.first_layer
             layers = tuple(sorted({max(n, first) for n in usual or facts.default_layers}))
         facts.check(layers)
+        for field in dataclasses.fields(self):
+            given, check = getattr(self, field.name), field.metadata.get("check")
+            if check and check.per_layer and isinstance(given, tuple):
+                expected = f"one entry for each of the layers {layers}"
+                require(len(given) == len(layers), field.name, given, expected)
         return dataclasses.replace(self, layers=layers)
 
 
 @dataclass(frozen=True)
 class SingleLayerConfig(MethodConfig):
-    """What the configuration of a method at one layer has.
+    """Base class of the configuration of a method that drops tokens after one layer.
 
-    Attributes
+    Parameters
     ----------
     layer : int
-        The decoder layer, counted from 0, after which tokens are dropped; -1, where it is allowed,
-        is before the first.
+        The decoder layer, counted from 0, after which tokens are dropped.
     """
 
-    earliest: ClassVar[int] = 0
+    layer: int = checked(1, layer_number())
 
-    layer: int = 1
-
-    def __post_init__(self) -> None:
-        """Check the layer."""
-        self._check_whole("layer", self.earliest, MAX_LAYERS - 1)
+    def pruning_layers(self) -> tuple[int, ...]:
+        """Return the one layer."""
+        return (self.layer,)
 
     def fitted(self, facts: ModelFacts) -> Self:
-        """See `MethodConfig.fitted`."""
-        facts.check((self.layer,))
+        """Check the layer; see `MethodConfig.fitted`."""
+        facts.check(self.pruning_layers())
         return self
 
 
 @dataclass(frozen=True)
+class RankingConfig(SingleLayerConfig):
+    """Configuration of a method that keeps the highest-ranked tokens after one layer.
+
+    Parameters
+    ----------
+    layer : int
+        The decoder layer, counted from 0, after which tokens are dropped.
+    keep : int or float
+        How many visual tokens of each sample stay: an int is a number of tokens, a float in (0, 1]
+        a share of the sample's own.
+    """
+
+    keep: int | float = checked(0.25, budget)
+
+
+@dataclass(frozen=True)
 class PreDecoderConfig(MethodConfig):
-    """What the configuration of a method before the first layer has."""
+    """Base class of the configuration of a method that drops tokens before the first layer."""
+
+    def pruning_layers(self) -> tuple[int, ...]:
+        """Return `BEFORE_DECODER` alone."""
+        return (BEFORE_DECODER,)
 
     def fitted(self, facts: ModelFacts) -> Self:
-        """See `MethodConfig.fitted`."""
-        facts.check((-1,))
+        """Check that the decoder allows it; see `MethodConfig.fitted`."""
+        facts.check(self.pruning_layers())
         return self

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from .config import is_whole, shown
+from .checks import is_whole, shown
 from .strict_json import parse_object
 
 __all__ = ["HEADER_LIMIT", "Header", "digest", "pack", "read_header", "read_tensors"]

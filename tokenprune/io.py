@@ -22,7 +22,8 @@ from torch import nn
 
 from ._version import __version__
 from .atomic import replace_file
-from .config import MethodConfig, shown
+from .checks import shown
+from .config import MethodConfig
 from .engine import Engine, engine_of
 from .heads_file import pack
 from .saved import CONFIG, HEADS, Heads, named, open_heads, parsed, path_of

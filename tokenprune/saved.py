@@ -13,9 +13,10 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from .config import MethodConfig, shown
+from .checks import shown
+from .config import MethodConfig, ModelFacts
 from .heads_file import HEADER_LIMIT, Header, digest, read_header, read_tensors
-from .methods import METHODS, Method, config_from
+from .methods import Method, build, config_from
 from .strict_json import parse_object
 
 __all__ = ["CONFIG", "HEADS", "Heads", "Opened", "named", "open_heads", "parsed", "path_of"]
@@ -270,5 +271,5 @@ def _listed(found: list[str], most: int = 8) -> str:
 def _shapes(config: MethodConfig) -> dict[str, list[int]]:
     """Return the names and shapes of a method's tensors, without allocating them."""
     with torch.device("meta"):
-        method = METHODS[config.method][1](config, visual_tokens=1)
+        method = build(config, ModelFacts(1, (1, 1), ()))  # shapes hang on the configuration alone
     return {name: list(value.shape) for name, value in method.state_dict().items()}

@@ -111,7 +111,7 @@ def main() -> None:
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
     processor = AutoProcessor.from_pretrained(folder)
     if options.drop_after is not None:
-        tp.wrap(model, tp.RandomConfig(layers=(options.drop_after,), keep=(0,)))
+        tp.wrap(model, tp.RandomConfig(layers=(options.drop_after,), keep=0))
     drawn = samples(
         options.split, options.n, options.seed, tuple(options.digits), options.kinds, family.SIZES
     )

@@ -35,10 +35,10 @@ def staged(layers: tuple[int, ...], depth: int) -> Callable[[float], float]:
     return mean
 
 
-def fastv_at(layer: int, share: float, total: int, depth: int) -> float | None:
+def fastv_at(layer: int, share: float, total: int, depth: int) -> int | None:
     """Return how many tokens FastV keeps after a layer for a mean share. None: out of reach."""
     keep = (depth * share - (layer + 1)) * total / (depth - layer - 1)
-    return keep if keep >= 1 else None
+    return round(keep) if keep >= 1 else None
 
 
 def at_mean(share: float, total: int, depth: int) -> dict[str, MethodConfig | None]:
@@ -51,35 +51,35 @@ def at_mean(share: float, total: int, depth: int) -> dict[str, MethodConfig | No
     configs["ID-Selection"] = None if few is None else tp.IDSelectionConfig(layer=1, keep=few)
     for name, layers in (("PyramidDrop", quarters), ("PyramidDrop, ATP's layers", LAYERS)):
         ratio = solve(staged(layers, depth), share)
-        made = None if ratio is None else tp.PyramidDropConfig(layers=layers, ratio=ratio)
+        made = None if ratio is None else tp.PyramidDropConfig(layers=layers, keep=ratio)
         configs[name] = made
     return configs
 
 
 def with_final(share: float, total: int, depth: int) -> dict[str, MethodConfig | None]:
     """Configure each method so that it ends with a share of the tokens."""
-    keep = share * total
+    keep = round(share * total)
     return {
         **_before(share, total),
         "FastV": tp.FastVConfig(layer=1, keep=keep),
         "ID-Selection": tp.IDSelectionConfig(layer=1, keep=keep),
         "PyramidDrop": tp.PyramidDropConfig(
             layers=tuple(round(depth * place) - 1 for place in tp.PyramidDropConfig.default_depths),
-            ratio=share ** (1 / 3),
+            keep=share ** (1 / 3),
         ),
-        "PyramidDrop, ATP's layers": tp.PyramidDropConfig(layers=LAYERS, ratio=share ** (1 / 3)),
+        "PyramidDrop, ATP's layers": tp.PyramidDropConfig(layers=LAYERS, keep=share ** (1 / 3)),
     }
 
 
 def _before(share: float, total: int) -> dict[str, MethodConfig | None]:
     """Configure the methods that drop before the first layer: the mean is the final count."""
-    keep = share * total
+    keep = round(share * total)
     # Of the nested scales, the one there is at a quarter.
     nested = tp.MatryoshkaConfig(stride=2) if share == 0.25 else None
     return {
-        "random, before the decoder": tp.RandomConfig(layers=(-1,), keep=(keep,)),
-        "uniform grid": tp.UniformConfig(share=share),
-        "down-sampled": tp.DownsampleConfig(share=share),
+        "random, before the decoder": tp.RandomConfig(layers=(-1,), mean_tokens=share * total),
+        "uniform grid": tp.UniformConfig(keep=share),
+        "down-sampled": tp.DownsampleConfig(keep=share),
         "Matryoshka (not trained for it)": nested,
         "PruMerge": tp.PruMergeConfig(keep=keep),
         "PruMerge+": tp.PruMergeConfig(keep=keep, plus=True),

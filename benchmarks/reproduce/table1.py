@@ -58,7 +58,7 @@ def trained(
     row = store.once(lambda: made(heads=True), method="ATP", **keys)
     store.once(lambda: made(heads=False), method="ATP, calibrated only", **keys)
     after = tuple(row["kept_per_layer"][layer + 1] for layer in LAYERS)
-    config = tp.RandomConfig(layers=LAYERS, keep=after, seed=seed)
+    config = tp.RandomConfig(layers=LAYERS, mean_tokens=after, seed=seed)
     store.once(
         lambda: wrapped(config, setting, seed), method="random, ATP's layers and counts", **keys
     )

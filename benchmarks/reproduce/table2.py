@@ -8,7 +8,7 @@ from typing import Any
 import tokenprune as tp
 from benchmarks.store import Store
 from tokenprune.methods.atp import ATP
-from tokenprune.methods.ranking import highest
+from tokenprune.methods.selecting import highest
 
 from .setting import LAYERS, Setting, atp, calibration, measure_held_out, open_store
 

@@ -98,14 +98,14 @@ def rivals(model: Any, shape: Shape, kept: Kept) -> dict[str, Variant]:
     mean = sum(n * count for n, count in zip(spans, counts, strict=True)) / shape.layers
     once = (shape.layers * mean - 2 * shape.visual) / (shape.layers - 2)
     configs = {
-        "FastV": tp.FastVConfig(layer=1, keep=once),
-        "ID-Selection": tp.IDSelectionConfig(layer=1, keep=once),
+        "FastV": tp.FastVConfig(layer=1, keep=round(once)),
+        "ID-Selection": tp.IDSelectionConfig(layer=1, keep=round(once)),
         "PyramidDrop": tp.PyramidDropConfig(),
         "SparseVLM": tp.SparseVLMConfig(),
-        "DivPrune": tp.DivPruneConfig(keep=mean),
-        "PruMerge+": tp.PruMergeConfig(keep=mean, plus=True),
-        "VisionZip": tp.VisionZipConfig(keep=mean),
-        "random, before the decoder": tp.RandomConfig(layers=(-1,), keep=(mean,)),
+        "DivPrune": tp.DivPruneConfig(keep=round(mean)),
+        "PruMerge+": tp.PruMergeConfig(keep=round(mean), plus=True),
+        "VisionZip": tp.VisionZipConfig(keep=round(mean)),
+        "random, before the decoder": tp.RandomConfig(layers=(-1,), mean_tokens=mean),
     }
     return {name: partial(rival, model, config) for name, config in configs.items()}
 

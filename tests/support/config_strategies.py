@@ -1,30 +1,225 @@
-"""Configurations of every method, drawn, for a model of `LAYERS` layers and 36 tokens an image."""
+"""Configurations of every registered method, for the sweeps, by the fields that they have.
+
+A method that is registered is swept: with its default configuration, and with drawn layers and
+budgets. What a method has beside these is drawn where `OPTIONS` says how.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+from functools import cache
 from typing import Any
 
+import torch
 from hypothesis import strategies as st
 
 import tokenprune as tp
 from tokenprune.config import MethodConfig
+from tokenprune.fields import BEFORE_DECODER
+from tokenprune.methods import METHODS
 
 from .strategies import LAYERS
+from .tiny_llava import IMAGE, make_batch, tiny_llava
 
-__all__ = ["CONFIGS", "every_config", "merges", "merges_between_layers"]
+__all__ = [
+    "drawn_configs",
+    "every_config",
+    "fixed_configs",
+    "has_tower_needs",
+    "layered_configs",
+    "merges",
+    "merges_between_layers",
+]
 
-_KEEP = st.sampled_from([1, 5, 12, 50, 0.1, 0.4, 0.9])
-_SHARE = st.sampled_from([0.05, 0.25, 0.6, 1.0])
-_LAYER = st.integers(0, LAYERS - 2)
-_LAYERS = st.lists(_LAYER, min_size=1, max_size=3, unique=True).map(sorted).map(tuple)
+_KEEP = st.sampled_from([1, 5, 12, 50, 0.1, 0.4, 0.9, 1.0])
+_LAST = LAYERS - 2
+
+# As a user would ask for it on a model of `LAYERS` layers and 36 tokens an image. Others: as their
+# configuration is by default.
+FIXED: dict[str, tuple[MethodConfig, ...]] = {
+    "atp": (tp.ATPConfig(layers=(0, 2), target_tokens=20),),
+    "divprune": (tp.DivPruneConfig(keep=9), tp.DivPruneConfig(keep=0.3, layer=1)),
+    "downsample": (tp.DownsampleConfig(keep=0.3), tp.DownsampleConfig(keep=9)),
+    "fastv": (tp.FastVConfig(layer=1, keep=9), tp.FastVConfig(layer=0, keep=0.3)),
+    "idselection": (tp.IDSelectionConfig(layer=0, keep=9),),
+    "matryoshka": (tp.MatryoshkaConfig(stride=4),),
+    "prumerge": (
+        tp.PruMergeConfig(),
+        tp.PruMergeConfig(plus=True),
+        tp.PruMergeConfig(plus=True, keep=12, neighbours=3),
+    ),
+    "random": (tp.RandomConfig(layers=(-1, 1), mean_tokens=(20, 4.5)), tp.RandomConfig()),
+    "sparsevlm": (tp.SparseVLMConfig(), tp.SparseVLMConfig(layers=(0, 2), keep=(20, 0.4))),
+    "uniform": (
+        tp.UniformConfig(keep=0.3),
+        tp.UniformConfig(keep=12),
+        tp.UniformConfig(layer=2),
+    ),
+    "visionzip": (tp.VisionZipConfig(keep=12),),
+}
+
+# How other fields than `layer`, `layers` and `keep` are drawn.
+OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
+    "idselection": {"gamma": st.sampled_from([1.0, 20.0])},
+    "matryoshka": {"stride": st.integers(1, 6)},
+    "prumerge": {
+        "plus": st.booleans(),
+        "keep": st.one_of(st.none(), _KEEP),
+        "neighbours": st.sampled_from([0, 3, 32]),
+    },
+    "sparsevlm": {
+        "scale": st.sampled_from([0.3, 1.0]),
+        "recycle": st.sampled_from([0.0, 0.3, 1.0]),
+        "clusters": st.sampled_from([0.1, 0.5]),
+    },
+    "visionzip": {"contextual": st.sampled_from([0.0, 10 / 64, 0.6])},
+}
+
+
+def fixed_configs(name: str) -> tuple[MethodConfig, ...]:
+    """Return some configurations of a registered method."""
+    return FIXED.get(name) or (METHODS[name][0](),)
+
+
+def drawn_configs(name: str) -> st.SearchStrategy[MethodConfig]:
+    """Draw configurations of a registered method."""
+    if name == "atp":
+        return _atp()
+    return _by_fields(METHODS[name][0], OPTIONS.get(name, {}))
+
+
+def every_config() -> st.SearchStrategy[MethodConfig]:
+    """Draw a configuration of any registered method."""
+    return st.sampled_from(sorted(METHODS)).flatmap(drawn_configs)
+
+
+def layered_configs(first: int, target: float) -> tuple[MethodConfig, ...]:
+    """Return configurations of every registered method with tokens dropped from a layer on.
+
+    Those that drop before the decoder by default do it there. Random draws are left out: a row of a
+    batch is given other numbers than that row alone.
+
+    Parameters
+    ----------
+    first : int
+    target : float
+        Mean tokens for ATP.
+    """
+    special: dict[str, dict[str, Any]] = {
+        "atp": {"target_tokens": target, "revival": True, "text_threshold": 0.5},
+    }
+    found: list[MethodConfig] = [tp.PruMergeConfig(plus=True, keep=0.4)]
+    for name in sorted(METHODS.keys() - {"random"}):
+        default = {f.name: f.default for f in dataclasses.fields(METHODS[name][0])}
+        options = dict(special.get(name, {}))
+        if "layers" in default:
+            options["layers"] = (first, first + 1)
+        if default.get("layer", BEFORE_DECODER) != BEFORE_DECODER:
+            options["layer"] = first
+        if default.get("keep") is not None:
+            options["keep"] = 0.4
+        found.append(METHODS[name][0](**options))
+    return tuple(found)
+
+
+def has_tower_needs(config: MethodConfig) -> bool:
+    """Whether the method reads the vision tower."""
+    return METHODS[config.method][1].tower_layer is not None
+
+
+def merges(config: MethodConfig) -> bool:
+    """Whether what a method drops goes into what it keeps before the first layer."""
+    return BEFORE_DECODER in _merging_layers(config)
+
+
+def merges_between_layers(config: MethodConfig) -> bool:
+    """Whether it does so after later layers, where the reference cannot follow."""
+    return any(layer != BEFORE_DECODER for layer in _merging_layers(config))
+
+
+# -- how they are made -----------------------------------------------------------------------------
+
+
+class _Recording(tp.Method):
+    """Select as another method does, and note the layers where it changes hidden states."""
+
+    def __init__(self, method: Any) -> None:
+        super().__init__()
+        self.method, self.merging = method, set()
+        self.layers, self.needs = method.layers, method.needs
+        self.tower_layer, self.revives = method.tower_layer, method.revives
+        self.spared_ids = method.spared_ids
+
+    def begin(self, context: tp.Context) -> Any:
+        return self.method.begin(context)
+
+    def select(self, context: tp.Context) -> tp.Selection:
+        selection = self.method.select(context)
+        if selection.hidden_states is not None:
+            self.merging.add(context.layer)
+        return selection
+
+
+@cache
+def _probe() -> Any:
+    return tiny_llava(layers=LAYERS)
+
+
+@cache
+def _merging_layers(config: MethodConfig) -> frozenset[int]:
+    """The layers after which a method changes hidden states."""
+    model = _probe()
+    with torch.random.fork_rng(), torch.no_grad():
+        method = tp.wrap(model, config).tokenprune.method
+        recording = _Recording(method)
+        tp.wrap(tp.unwrap(model), recording)
+        model(**make_batch([(4, IMAGE, 3)]))
+        tp.unwrap(model)
+    return frozenset(recording.merging)
+
+
+def _layers(least: int) -> st.SearchStrategy[tuple[int, ...]]:
+    drawn = st.lists(st.integers(least, _LAST), min_size=1, max_size=3, unique=True)
+    return drawn.map(sorted).map(tuple)
+
+
+@st.composite
+def _by_fields(
+    draw: st.DrawFn, config: type[MethodConfig], options: dict[str, st.SearchStrategy[Any]]
+) -> MethodConfig:
+    """A configuration with the layers and budgets that its fields allow."""
+    checks = {f.name: f.metadata.get("check") for f in dataclasses.fields(config)}
+    default = {f.name: f.default for f in dataclasses.fields(config)}
+    drawn = {name: draw(strategy) for name, strategy in options.items()}
+    if checks.get("layer"):
+        least = BEFORE_DECODER if checks["layer"].allows(BEFORE_DECODER) else 0
+        drawn["layer"] = draw(st.integers(least, _LAST))
+    if checks.get("layers"):
+        least = BEFORE_DECODER if checks["layers"].allows((BEFORE_DECODER,)) else 0
+        drawn["layers"] = draw(_layers(least))
+    if checks.get("keep") and "keep" not in drawn:
+        drawn["keep"] = draw(_budgets(len(drawn.get("layers", ()))))
+        if checks["keep"].allows(0):
+            drawn["keep"] = draw(st.sampled_from([0, drawn["keep"]]))
+        if default["keep"] is None:
+            drawn["keep"] = draw(st.sampled_from([None, drawn["keep"]]))
+    if "mean_tokens" in checks and draw(st.booleans()):
+        each = st.sampled_from([0, 4.5, 20, 99])
+        drawn["mean_tokens"] = tuple(draw(each) for _ in drawn["layers"])
+    return config(**drawn)
+
+
+def _budgets(layers: int) -> st.SearchStrategy[Any]:
+    """One budget, or where there are several layers one for each."""
+    return st.one_of(_KEEP, st.tuples(*[_KEEP] * layers)) if layers else _KEEP
 
 
 @st.composite
 def _atp(draw: st.DrawFn) -> tp.ATPConfig:
-    layers = draw(_LAYERS)
+    layers = draw(_layers(0))
     return tp.ATPConfig(
         layers=layers,
-        # Above what the layers up to the first module cost.
+        # Above what the layers up to the first step cost.
         target_tokens=36 * (layers[0] + 1) / LAYERS + 3,
         normalisation=draw(st.sampled_from(["share", "minmax", "none"])),
         averaging=draw(st.sampled_from(["visible", "all"])),
@@ -39,63 +234,3 @@ def _atp(draw: st.DrawFn) -> tp.ATPConfig:
         training=draw(st.sampled_from(["soft", "straight_through"])),
         hidden=8,
     )
-
-
-@st.composite
-def _per_layer(draw: st.DrawFn, config: Any, layer: st.SearchStrategy[int], keep: Any) -> Any:
-    """A configuration with a number to keep for each of its layers."""
-    layers = tuple(sorted(draw(st.lists(layer, min_size=1, max_size=3, unique=True))))
-    return config(layers=layers, keep=tuple(draw(keep) for _ in layers))
-
-
-CONFIGS: dict[str, st.SearchStrategy[MethodConfig]] = {
-    "atp": _atp(),
-    "divprune": st.builds(tp.DivPruneConfig, keep=_KEEP, layer=st.integers(-1, LAYERS - 2)),
-    "downsample": st.builds(tp.DownsampleConfig, share=_SHARE),
-    "fastv": st.builds(tp.FastVConfig, layer=_LAYER, keep=_KEEP),
-    "idselection": st.builds(
-        tp.IDSelectionConfig, layer=_LAYER, keep=_KEEP, gamma=st.sampled_from([1.0, 20.0])
-    ),
-    "matryoshka": st.builds(tp.MatryoshkaConfig, stride=st.integers(1, 6)),
-    "prumerge": st.builds(
-        tp.PruMergeConfig,
-        plus=st.booleans(),
-        keep=st.one_of(st.none(), _KEEP),
-        neighbours=st.sampled_from([0, 3, 32]),
-    ),
-    "pyramiddrop": st.builds(
-        tp.PyramidDropConfig, layers=_LAYERS, ratio=st.sampled_from([0.1, 0.5, 0.9])
-    ),
-    "random": _per_layer(
-        tp.RandomConfig, st.integers(-1, LAYERS - 2), st.sampled_from([0, 4.5, 20, 99])
-    ),
-    "sparsevlm": st.one_of(
-        st.builds(
-            tp.SparseVLMConfig,
-            layers=_LAYERS,
-            scale=st.sampled_from([0.3, 1.0]),
-            recycle=st.sampled_from([0.0, 0.3, 1.0]),
-            clusters=st.sampled_from([0.1, 0.5]),
-        ),
-        _per_layer(tp.SparseVLMConfig, _LAYER, _KEEP),
-    ),
-    "uniform": st.builds(tp.UniformConfig, share=_SHARE, layer=st.integers(-1, LAYERS - 2)),
-    "visionzip": st.builds(
-        tp.VisionZipConfig, keep=_KEEP, contextual=st.sampled_from([0.0, 10 / 64, 0.6])
-    ),
-}
-
-
-def every_config() -> st.SearchStrategy[MethodConfig]:
-    """Of any method."""
-    return st.sampled_from(sorted(CONFIGS)).flatmap(CONFIGS.__getitem__)
-
-
-def merges(config: MethodConfig) -> bool:
-    """Whether what a method drops goes into what it keeps before the first layer."""
-    return config.method in ("downsample", "matryoshka", "prumerge", "visionzip")
-
-
-def merges_between_layers(config: MethodConfig) -> bool:
-    """Whether it does so after later layers, where the reference cannot follow."""
-    return isinstance(config, tp.SparseVLMConfig) and config.recycle > 0

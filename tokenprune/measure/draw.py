@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..config import is_whole, require
+from ..checks import is_whole, require
 from .stats import PruneStats
 
 __all__ = ["draw"]

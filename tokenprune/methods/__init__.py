@@ -1,12 +1,28 @@
-"""The pruning methods, by the name in their configuration."""
+"""The pruning methods, by the name in their configuration.
+
+Every file and folder here is imported, so that a method is registered by being here.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any
 
-from ..config import MethodConfig, shown
+from ..checks import shown
+from ..config import MethodConfig
 from .atp import ATPConfig
-from .base import NEEDS, Context, Method, Received, Selection, Tower, Trace
+from .base import (
+    ATTENTION_NEEDS,
+    NEEDS,
+    STATE_NEEDS,
+    Context,
+    Method,
+    Received,
+    Selection,
+    Tower,
+    Trace,
+)
 from .divprune import DivPruneConfig
 from .downsample import DownsampleConfig
 from .fastv import FastVConfig
@@ -15,14 +31,17 @@ from .matryoshka import MatryoshkaConfig
 from .prumerge import PruMergeConfig
 from .pyramiddrop import PyramidDropConfig
 from .random import RandomConfig
+from .ranking import RankingMethod
 from .registry import METHODS, build, register_method
 from .sparsevlm import SparseVLMConfig
 from .uniform import UniformConfig
 from .visionzip import VisionZipConfig
 
 __all__ = [
+    "ATTENTION_NEEDS",
     "METHODS",
     "NEEDS",
+    "STATE_NEEDS",
     "ATPConfig",
     "Context",
     "DivPruneConfig",
@@ -34,6 +53,7 @@ __all__ = [
     "PruMergeConfig",
     "PyramidDropConfig",
     "RandomConfig",
+    "RankingMethod",
     "Received",
     "Selection",
     "SparseVLMConfig",
@@ -46,14 +66,22 @@ __all__ = [
     "register_method",
 ]
 
+for _found in iter_modules(__path__):
+    import_module(f"{__name__}.{_found.name}")
+
 
 def config_from(values: dict[str, Any]) -> MethodConfig:
-    """The configuration in a dictionary that names its method.
+    """Return the configuration in a dictionary that names its method.
 
     Raises
     ------
     ValueError
         If the method is not known, or a value is outside what it allows.
+
+    Examples
+    --------
+    >>> config_from({"method": "fastv", "layer": 2, "keep": 64})
+    FastVConfig(layer=2, keep=64)
     """
     name = values.get("method")
     if not isinstance(name, str) or name not in METHODS:

@@ -3,47 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import SingleLayerConfig
+from ..config import RankingConfig
+from ..fields import BEFORE_DECODER, checked, layer_number
 from .base import Context, Method, Selection
-from .ranking import check_keep, max_count, token_counts
 from .registry import register_method
+from .selecting import max_count, token_counts
 
 __all__ = ["DivPrune", "DivPruneConfig"]
 
 
 @dataclass(frozen=True)
-class DivPruneConfig(SingleLayerConfig):
-    """DivPrune (arXiv 2503.02175).
+class DivPruneConfig(RankingConfig):
+    """Configuration of DivPrune (arXiv 2503.02175).
 
     Parameters
     ----------
-    keep : float
-        How many visual tokens of each sample stay: a number from 1, or a share below 1.
     layer : int
-        The decoder layer, counted from 0, after which tokens are dropped; -1, as in the paper:
-        before the first.
-
-    Raises
-    ------
-    ValueError
-        If a value is outside what is allowed; it names the value and what was expected.
+        The decoder layer, counted from 0, after which tokens are dropped; -1 (`BEFORE_DECODER`),
+        as in the paper: before the first.
+    keep : int or float
+        How many visual tokens of each sample stay: an int is a number of tokens, a float in (0, 1]
+        a share of the sample's own.
     """
 
-    earliest: ClassVar[int] = -1
-
-    keep: float = 0.25
-    layer: int = -1
-
-    def __post_init__(self) -> None:
-        """Check every field."""
-        super().__post_init__()
-        check_keep("keep", self.keep)
+    layer: int = checked(BEFORE_DECODER, layer_number(BEFORE_DECODER))
 
 
 @register_method("divprune", DivPruneConfig)
@@ -53,21 +41,10 @@ class DivPrune(Method):
     Max-min diversity by the paper's greedy rule, on the cosine distance of the tokens' hidden
     states: first the token farthest from its nearest neighbour, then always the one farthest from
     all that were taken.
-
-    Parameters
-    ----------
-    config : DivPruneConfig
-    visual_tokens : int
-        Not needed; every method is told.
     """
 
-    def __init__(self, config: DivPruneConfig, visual_tokens: int) -> None:
-        super().__init__()
-        self.config = config
-        self.layers = (config.layer,)
-
     def select(self, context: Context) -> Selection:
-        """The most diverse tokens."""
+        """Keep the most diverse tokens."""
         visual = context.layout.mask
         count = token_counts(self.config.keep, context.layout.counts())
         steps = max_count(self.config.keep, visual.shape[1])

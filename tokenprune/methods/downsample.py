@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..config import PreDecoderConfig
+from ..fields import budget, checked
 from .base import Context, Method, Selection
 from .pooling import pooled
 from .registry import register_method
+from .selecting import share_of
 from .uniform import coarse_lines
 
 __all__ = ["Downsample", "DownsampleConfig"]
@@ -17,24 +19,17 @@ __all__ = ["Downsample", "DownsampleConfig"]
 
 @dataclass(frozen=True)
 class DownsampleConfig(PreDecoderConfig):
-    """Down-sampling, a baseline.
+    """Configuration of down-sampling, a baseline.
 
     Parameters
     ----------
-    share : float
-        Of the area: each side of a frame's grid shrinks to about √share of its lines.
-
-    Raises
-    ------
-    ValueError
-        If a value is outside what is allowed; it names the value and what was expected.
+    keep : int or float
+        About how many visual tokens of each sample there are then: an int is a number of tokens, a
+        float in (0, 1] a share of the sample's own. Each side of a frame's grid shrinks to about
+        √share of its lines.
     """
 
-    share: float = 0.25
-
-    def __post_init__(self) -> None:
-        """Check every field."""
-        self._check_number("share", "a share between 0 and 1", lambda n: 0 < n <= 1)
+    keep: int | float = checked(0.25, budget)
 
 
 @register_method("downsample", DownsampleConfig)
@@ -43,26 +38,15 @@ class Downsample(Method):
 
     For towers of one fixed resolution this is what a smaller picture comes to; where a tower takes
     any size, a smaller picture itself needs no library.
-
-    Parameters
-    ----------
-    config : DownsampleConfig
-    visual_tokens : int
-        Not needed; every method is told.
     """
 
-    layers = (-1,)
-
-    def __init__(self, config: DownsampleConfig, visual_tokens: int) -> None:
-        super().__init__()
-        self.config = config
-
     def select(self, context: Context) -> Selection:
-        """The means."""
+        """Average the cells."""
         layout = context.layout
+        share = share_of(self.config.keep, layout.counts())
 
         def cell(place: Tensor, size: Tensor) -> Tensor:
-            lines = coarse_lines(size, self.config.share)
+            lines = coarse_lines(size, share)
             return (place * lines).div(size.clamp(min=1), rounding_mode="floor")
 
         rows, cols = cell(layout.row, layout.height), cell(layout.col, layout.width)

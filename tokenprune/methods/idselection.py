@@ -8,41 +8,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import SingleLayerConfig
+from ..config import RankingConfig
+from ..fields import checked, number
 from .base import Context, Method, Selection
-from .ranking import check_keep, max_count, token_counts
 from .registry import register_method
+from .selecting import max_count, token_counts
 
 __all__ = ["IDSelection", "IDSelectionConfig"]
 
 
 @dataclass(frozen=True)
-class IDSelectionConfig(SingleLayerConfig):
-    """ID-Selection (arXiv 2604.05601).
+class IDSelectionConfig(RankingConfig):
+    """Configuration of ID-Selection (arXiv 2604.05601).
 
     Parameters
     ----------
     layer : int
         The decoder layer, counted from 0, after which tokens are dropped.
-    keep : float
-        How many visual tokens of each sample stay: a number from 1, or a share below 1.
+    keep : int or float
+        How many visual tokens of each sample stay: an int is a number of tokens, a float in (0, 1]
+        a share of the sample's own.
     gamma : float
         How fast suppression falls with the squared distance; the paper's γ.
-
-    Raises
-    ------
-    ValueError
-        If a value is outside what is allowed; it names the value and what was expected.
     """
 
-    keep: float = 0.25
-    gamma: float = 20.0
-
-    def __post_init__(self) -> None:
-        """Check every field."""
-        super().__post_init__()
-        check_keep("keep", self.keep)
-        self._check_number("gamma", "more than 0, at most 1e6", lambda n: 0 < n <= 1e6)
+    gamma: float = checked(20.0, number(above=0, most=1e6))
 
 
 @register_method("idselection", IDSelectionConfig)
@@ -54,23 +44,12 @@ class IDSelection(Method):
     every other loses s·exp(−γ·d²), d the cosine distance of their hidden states, down to 0 at
     least. Not implemented: importance from a tower's class token, and the mean of both. The rule
     was taken from its descriptions and two public re-implementations, which agree.
-
-    Parameters
-    ----------
-    config : IDSelectionConfig
-    visual_tokens : int
-        Not needed; every method is told.
     """
 
     needs = frozenset({"last"})
 
-    def __init__(self, config: IDSelectionConfig, visual_tokens: int) -> None:
-        super().__init__()
-        self.config = config
-        self.layers = (config.layer,)
-
     def select(self, context: Context) -> Selection:
-        """The tokens taken."""
+        """Take tokens by importance, suppressing what is similar."""
         visual = context.layout.mask
         scores = context.received["last"].total
         count = token_counts(self.config.keep, context.layout.counts())

@@ -4,37 +4,32 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..config import MAX_GRID_SIDE, PreDecoderConfig
+from ..config import ModelFacts, PreDecoderConfig
+from ..fields import MAX_GRID_SIDE, checked, integer
 from .base import Context, Method, Selection
 from .pooling import pooled
 from .registry import register_method
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["Matryoshka", "MatryoshkaConfig"]
 
 
 @dataclass(frozen=True)
 class MatryoshkaConfig(PreDecoderConfig):
-    """Matryoshka Multimodal Models (arXiv 2405.17430).
+    """Configuration of Matryoshka Multimodal Models (arXiv 2405.17430).
 
     Parameters
     ----------
     stride : int
         Side of the windows that are averaged. On LLaVA's 24 x 24 tokens the paper's scales of 576,
         144, 36, 9 and 1 tokens are strides 1, 2, 4, 8 and 24.
-
-    Raises
-    ------
-    ValueError
-        If a value is outside what is allowed; it names the value and what was expected.
     """
 
-    stride: int = 2
-
-    def __post_init__(self) -> None:
-        """Check every field."""
-        self._check_whole("stride", 1, MAX_GRID_SIDE)
+    stride: int = checked(2, integer(1, MAX_GRID_SIDE))
 
 
 @register_method("matryoshka", MatryoshkaConfig)
@@ -58,23 +53,25 @@ class Matryoshka(Method):
         The scale of the calls to come.
     """
 
-    layers = (-1,)
-
     def __init__(self, config: MatryoshkaConfig, visual_tokens: int) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.stride = config.stride
         self.side = math.isqrt(visual_tokens)
 
+    @classmethod
+    def from_config(cls, config: Any, facts: ModelFacts) -> Self:
+        """Build the method for a model's number of tokens."""
+        return cls(config, facts.visual_tokens)
+
     def select(self, context: Context) -> Selection:
-        """The means."""
+        """Average the windows."""
         layout = context.layout
         rows = layout.row.div(self.stride, rounding_mode="floor")
         cols = layout.col.div(self.stride, rounding_mode="floor")
         return pooled(context.hidden_states, layout, rows, cols)
 
     def set_budget(self, target_tokens: float) -> None:
-        """The finest scale with no more tokens."""
+        """Choose the finest scale with no more tokens."""
         scales = range(1, self.side + 1)
         fitting = (s for s in scales if math.ceil(self.side / s) ** 2 <= target_tokens)
         stride = next(fitting, None)
@@ -83,9 +80,9 @@ class Matryoshka(Method):
         self.stride = stride
 
     def runtime_state(self) -> dict[str, Any]:
-        """The scale."""
+        """Return the scale."""
         return {"stride": self.stride}
 
     def load_runtime_state(self, state: dict[str, Any]) -> None:
-        """Take the scale back."""
+        """Restore the scale."""
         self.stride = MatryoshkaConfig(stride=state.get("stride", 0)).stride

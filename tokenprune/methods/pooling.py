@@ -13,7 +13,7 @@ __all__ = ["group_means", "pooled"]
 
 
 def pooled(hidden: Tensor, layout: VisualLayout, cell_row: Tensor, cell_col: Tensor) -> Selection:
-    """One token for each cell: the mean of its tokens, at the place of the first.
+    """Keep one token for each cell: the mean of its tokens, at the position of the first.
 
     Tokens without a place (line ends, class tokens) go.
 
@@ -42,7 +42,7 @@ def pooled(hidden: Tensor, layout: VisualLayout, cell_row: Tensor, cell_col: Ten
 
 
 def group_means(hidden: Tensor, members: Tensor, group: Tensor) -> Tensor:
-    """The mean of each group of tokens, at the group's number.
+    """Return the mean of each group of tokens, at the group's number.
 
     Parameters
     ----------

@@ -9,45 +9,34 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from ..config import MAX_TOKENS, PreDecoderConfig, require
+from ..config import PreDecoderConfig
+from ..fields import MAX_TOKENS, boolean, budget, checked, integer, optional
 from .base import Context, Method, Selection
-from .ranking import check_keep, evenly, highest, token_counts
 from .registry import register_method
+from .selecting import evenly, highest, token_counts
 
 __all__ = ["PruMerge", "PruMergeConfig", "outliers"]
 
 
 @dataclass(frozen=True)
 class PruMergeConfig(PreDecoderConfig):
-    """LLaVA-PruMerge (arXiv 2403.15388).
+    """Configuration of LLaVA-PruMerge (arXiv 2403.15388).
 
     Parameters
     ----------
     plus : bool
         PruMerge+: three evenly spaced tokens for each that stands out.
-    keep : float, optional
-        A fixed number of visual tokens for each sample, from 1, or a share below 1; with `plus`
-        those that stand out are a quarter of it. None: as many as stand out, each sample its own
-        number.
+    keep : int or float, optional
+        How many visual tokens of each sample stay: an int is a number of tokens, a float in (0, 1]
+        a share of the sample's own; with `plus` those that stand out are a quarter of it. None: as
+        many as stand out, each sample its own number.
     neighbours : int
         How many of the dropped tokens are merged into each that stays; the authors' 32.
-
-    Raises
-    ------
-    ValueError
-        If a value is outside what is allowed; it names the value and what was expected.
     """
 
-    plus: bool = False
-    keep: float | None = None
-    neighbours: int = 32
-
-    def __post_init__(self) -> None:
-        """Check every field."""
-        require(isinstance(self.plus, bool), "plus", self.plus, "True or False")
-        if self.keep is not None:
-            check_keep("keep", self.keep)
-        self._check_whole("neighbours", 0, MAX_TOKENS)
+    plus: bool = checked(False, boolean)
+    keep: int | float | None = checked(None, optional(budget))
+    neighbours: int = checked(32, integer(0, MAX_TOKENS))
 
 
 @register_method("prumerge", PruMergeConfig)
@@ -60,23 +49,12 @@ class PruMerge(Method):
     weighted by the class token's attention, as in the authors' code. Attention is the mean over the
     heads of each head's softmax, and projected features are merged; the authors multiply whole
     queries and keys, and merge before the projector. Not implemented: fine-tuning with it.
-
-    Parameters
-    ----------
-    config : PruMergeConfig
-    visual_tokens : int
-        Not needed; every method is told.
     """
 
-    layers = (-1,)
-    tower_layer = -1
-
-    def __init__(self, config: PruMergeConfig, visual_tokens: int) -> None:
-        super().__init__()
-        self.config = config
+    tower_layer = -1  # the last
 
     def select(self, context: Context) -> Selection:
-        """Those that stand out, those evenly spaced, and what they take up."""
+        """Keep the tokens that stand out, and merge dropped ones into them."""
         assert context.tower is not None
         config, visual = self.config, context.layout.mask
         attention = context.tower.attention
@@ -109,7 +87,7 @@ class PruMerge(Method):
 
 
 def outliers(scores: Tensor, among: Tensor) -> Tensor:
-    """Which scores lie more than 1.5 interquartile ranges above the third quartile.
+    """Return which scores lie more than 1.5 interquartile ranges above the third quartile.
 
     Parameters
     ----------

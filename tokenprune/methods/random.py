@@ -3,96 +3,84 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from ..config import MAX_TOKENS, ModelFacts, MultiLayerConfig, checked_tuple, is_number, require
-from .base import Context, Method, Selection
-from .ranking import highest
+from ..config import MultiLayerConfig
+from ..fields import (
+    BEFORE_DECODER,
+    MAX_TOKENS,
+    budget_or_zero,
+    checked,
+    integer,
+    layer_numbers,
+    number,
+    one_for_each_layer,
+    optional,
+)
+from .base import Context
+from .ranking import RankingMethod
 from .registry import register_method
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from .selecting import at_step
 
 __all__ = ["Random", "RandomConfig"]
 
 
 @dataclass(frozen=True)
 class RandomConfig(MultiLayerConfig):
-    """Random pruning, the baseline.
+    """Configuration of random pruning, a baseline.
 
     Parameters
     ----------
     layers : tuple of int, optional
-        Decoder layers, counted from 0, after which tokens are dropped; -1: before the first. None:
-        the family's default.
-    keep : tuple of float
-        How many visual tokens of a sample stay after each of them, on average.
+        Decoder layers, counted from 0, after which tokens are dropped; -1 (`BEFORE_DECODER`):
+        before the first. None: the family's default.
+    keep : int or float, or a tuple with one for each layer
+        How many visual tokens of each sample stay: an int is a number of tokens, a float in (0, 1]
+        a share of those that the sample still has at the layer. 0 drops all.
     seed : int
-        Of the draws.
+        Seed of the draws.
+    mean_tokens : float, or a tuple with one for each layer, optional
+        Instead of `keep`: the number of tokens that stay, on average over samples, such as the mean
+        that another method kept. A fraction is rounded up or down at random for each sample.
 
-    Raises
-    ------
-    ValueError
-        If a value is outside what is allowed; it names the value and what was expected.
+    Examples
+    --------
+    >>> tp.RandomConfig(layers=(3, 13), mean_tokens=(140.5, 32.25)).keep
+    0.5
     """
 
-    earliest: ClassVar[int] = -1
-
-    keep: tuple[float, ...] = ()
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Check every field."""
-        super().__post_init__()
-        expected = f"counts from 0 to {MAX_TOKENS}"
-        keep = checked_tuple("keep", self.keep, expected)
-        ok = bool(keep) and all(is_number(k) and 0 <= k <= MAX_TOKENS for k in keep)
-        require(ok, "keep", keep, expected)
-        object.__setattr__(self, "keep", tuple(float(k) for k in keep))
-        self._check_whole("seed", -(2**63), 2**63 - 1)  # what torch.Generator takes
-
-    def fitted(self, facts: ModelFacts) -> Self:
-        """With layers filled in; see `MethodConfig.fitted`."""
-        config = super().fitted(facts)
-        if len(config.layers or ()) != len(self.keep):
-            raise ValueError(
-                f"keep={self.keep}: expected one count for each of the layers {config.layers}."
-            )
-        return config
+    layers: tuple[int, ...] | None = checked(None, optional(layer_numbers(BEFORE_DECODER)))
+    keep: int | float | tuple[int | float, ...] = checked(0.5, one_for_each_layer(budget_or_zero))
+    seed: int = checked(0, integer(-(2**63), 2**63 - 1))  # what torch.Generator takes
+    mean_tokens: float | tuple[float, ...] | None = checked(
+        None, optional(one_for_each_layer(number(least=0, most=MAX_TOKENS)))
+    )
 
 
 @register_method("random", RandomConfig)
-class Random(Method):
-    """Keep so many visual tokens, chosen at random, after each layer.
+class Random(RankingMethod):
+    """Keep visual tokens chosen at random."""
 
-    A count with a fraction is rounded up or down at random for each sample, so that the mean over
-    many samples is the count itself.
+    def __init__(self, config: RandomConfig | None = None) -> None:
+        super().__init__(config)
+        self._generator = torch.Generator().manual_seed(self.config.seed)
 
-    Parameters
-    ----------
-    config : RandomConfig
-    visual_tokens : int
-        Not needed; every method is told.
-    """
+    def score(self, context: Context) -> Tensor:
+        """Return a random number for each token."""
+        return self._draw(*context.layout.mask.shape).to(context.layout.mask.device)
 
-    def __init__(self, config: RandomConfig, visual_tokens: int) -> None:
-        super().__init__()
-        self.config = config
-        self.layers = config.layers or ()
-        self._generator = torch.Generator().manual_seed(config.seed)
-
-    def select(self, context: Context) -> Selection:
-        """Draw this step's tokens."""
+    def counts(self, context: Context) -> Tensor:
+        """Return how many visual tokens each row keeps, by `keep` or `mean_tokens`: (batch, 1)."""
         visual = context.layout.mask
+        # Drawn where it is not used too: a seed stands for the same draws whatever is kept.
+        extra = self._draw(len(visual), 1).to(visual.device)
+        mean = at_step(self.config.mean_tokens, context.step)
+        return super().counts(context) if mean is None else (mean + extra).floor()
+
+    def _draw(self, *shape: int) -> Tensor:
         # Neither torch's default dtype nor its default device may change the draws.
-        how: dict[str, Any] = {
-            "generator": self._generator,
-            "dtype": torch.float32,
-            "device": "cpu",
-        }
-        draws = torch.rand(visual.shape, **how).to(visual.device)
-        extra = torch.rand(visual.shape[0], 1, **how).to(visual.device)
-        count = (self.config.keep[context.step] + extra).floor()
-        return Selection(keep=highest(draws, visual, count))
+        how: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+        return torch.rand(shape, generator=self._generator, **how)

@@ -1,79 +1,74 @@
-"""What methods that keep a number of tokens have in common."""
+"""The base class of methods that keep the tokens with the highest scores."""
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 from torch import Tensor
 
-from ..config import MAX_TOKENS, is_number, require
+from ..config import RankingConfig
+from .base import Context, Method, Selection
+from .selecting import at_step, highest, token_counts
 
-__all__ = ["check_keep", "evenly", "highest", "max_count", "token_counts"]
-
-
-def check_keep(name: str, given: object) -> None:
-    """Require a share of the tokens or a number of them."""
-    expected = f"a number of tokens from 1 to {MAX_TOKENS}, or a share of them between 0 and 1"
-    ok = is_number(given) and 0 < given <= MAX_TOKENS  # type: ignore[operator]
-    require(ok, name, given, expected)
+__all__ = ["RankingMethod"]
 
 
-def token_counts(keep: float, of: Tensor) -> Tensor:
-    """How many tokens a number or share of them is.
+class RankingMethod(Method):
+    """A method that keeps the tokens with the highest scores.
 
-    Parameters
-    ----------
-    keep : float
-        From 1: so many, or all if there are fewer. Below 1: this share, rounded to the nearest
-        whole number, at least one.
-    of : int64, (batch,)
-        Visual tokens of each row.
-
-    Returns
-    -------
-    int64, (batch, 1)
-    """
-    wanted = of.new_tensor(round(keep)).expand_as(of) if keep >= 1 else (of * keep).round().long()
-    return wanted.clamp(min=1).minimum(of)[:, None]
-
-
-def max_count(keep: float, tokens: int) -> int:
-    """What `token_counts` is at most in a sequence of so many tokens, without asking the device."""
-    return min(round(keep) if keep >= 1 else round(keep * tokens) + 1, tokens)
-
-
-def highest(scores: Tensor, among: Tensor, count: Tensor | int) -> Tensor:
-    """The tokens with the highest scores; of equal ones, the earlier.
+    A subclass defines `score`, and names in `needs` what that reads. Registered without a
+    configuration, it gets its own subclass of `tokenprune.RankingConfig` as ``Config``. A
+    configuration of its own has a field ``keep``.
 
     Parameters
     ----------
-    scores : float, (batch, tokens)
-    among : bool, (batch, tokens)
-        Which may be chosen.
-    count : number, (batch, 1), or int
-        How many are.
+    config : MethodConfig, optional
+        None: the default one, ``Config()``.
 
-    Returns
-    -------
-    bool, (batch, tokens)
+    Examples
+    --------
+    >>> @tp.register_method("hidden_norm")
+    ... class HiddenNorm(tp.RankingMethod):
+    ...     def score(self, context):
+    ...         return context.hidden_states.norm(dim=-1)
+    >>> HiddenNorm.Config(layer=2, keep=64).to_dict()
+    {'method': 'hidden_norm', 'layer': 2, 'keep': 64}
     """
-    ranked = scores.masked_fill(~among, float("-inf")).argsort(dim=1, descending=True, stable=True)
-    return among & (ranked.argsort(dim=1) < count)
 
+    Config: ClassVar[Any] = RankingConfig
 
-def evenly(among: Tensor, count: Tensor) -> Tensor:
-    """So many of the tokens, evenly spaced in their order, from the first.
+    def score(self, context: Context) -> Tensor:
+        """Return how much each token matters.
 
-    Parameters
-    ----------
-    among : bool, (batch, tokens)
-    count : int64, (batch, 1)
+        Returns
+        -------
+        float, (batch, tokens)
+            Higher stays. Values at text and padding do not matter; NaN at a visual token stops the
+            forward pass with an error.
+        """
+        raise TypeError(f"{type(self).__name__} does not define score.")
 
-    Returns
-    -------
-    bool, (batch, tokens)
-    """
-    order = among.long().cumsum(dim=1) - 1
-    total = among.sum(dim=1, keepdim=True).clamp(min=1)
-    wanted = count.minimum(total)
-    before = (order * wanted + total - 1).div(total, rounding_mode="floor")
-    after = ((order + 1) * wanted + total - 1).div(total, rounding_mode="floor")
-    return among & (after > before)
+    def counts(self, context: Context) -> Tensor:
+        """Return how many visual tokens each row keeps: (batch, 1), by the configuration's `keep`.
+
+        A share is of the tokens that the row still has at this step.
+        """
+        keep = at_step(self.config.keep, context.step)
+        return token_counts(keep, context.layout.counts())
+
+    def select(self, context: Context) -> Selection:
+        """Keep the highest scores; of equal ones, the earlier token.
+
+        Raises
+        ------
+        ValueError
+            If `score` returns another shape than (batch, tokens).
+        """
+        visual = context.layout.mask
+        scores = self.score(context)
+        if scores.shape != visual.shape:
+            raise ValueError(
+                f"{type(self).__name__}.score returned the shape {tuple(scores.shape)}: expected "
+                f"(batch, tokens), which is {tuple(visual.shape)} here."
+            )
+        return Selection(keep=highest(scores, visual, self.counts(context)), scores=scores)

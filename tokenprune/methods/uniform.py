@@ -3,58 +3,49 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
-from ..config import SingleLayerConfig
+from ..config import RankingConfig
+from ..fields import BEFORE_DECODER, checked, layer_number
 from .base import Context, Method, Selection
 from .registry import register_method
+from .selecting import share_of
 
 __all__ = ["Uniform", "UniformConfig", "coarse_lines"]
 
 
 @dataclass(frozen=True)
-class UniformConfig(SingleLayerConfig):
-    """A uniform grid of tokens, a baseline.
+class UniformConfig(RankingConfig):
+    """Configuration of a uniform grid of tokens, a baseline.
 
     Parameters
     ----------
-    share : float
-        Of the tokens that stay: each side of a frame's grid keeps about √share of its lines.
     layer : int
-        The decoder layer, counted from 0, after which tokens are dropped; -1: before the first.
-
-    Raises
-    ------
-    ValueError
-        If a value is outside what is allowed; it names the value and what was expected.
+        The decoder layer, counted from 0, after which tokens are dropped; -1 (`BEFORE_DECODER`):
+        before the first.
+    keep : int or float
+        About how many visual tokens of each sample stay: an int is a number of tokens, a float in
+        (0, 1] a share of the sample's own. Each side of a frame's grid keeps about √share of its
+        lines.
     """
 
-    earliest: ClassVar[int] = -1
-
-    share: float = 0.25
-    layer: int = -1
-
-    def __post_init__(self) -> None:
-        """Check every field."""
-        super().__post_init__()
-        self._check_number("share", "a share between 0 and 1", lambda n: 0 < n <= 1)
+    layer: int = checked(BEFORE_DECODER, layer_number(BEFORE_DECODER))
 
 
-def coarse_lines(size: Tensor, share: float) -> Tensor:
-    """Lines of a coarser grid with a share of the area: int64, of the shape of `size`."""
+def coarse_lines(size: Tensor, share: float | Tensor) -> Tensor:
+    """Return the number of lines of a grid with a share of the area: int64, as `size`."""
     return (size.double() * share**0.5).round().clamp(min=1).long()
 
 
-def middle(place: Tensor, size: Tensor, share: float) -> Tensor:
-    """Whether a line is the middle one of those that a line of the coarser grid stands for.
+def middle(place: Tensor, size: Tensor, share: float | Tensor) -> Tensor:
+    """Return whether a line is the middle one of those that one of the coarser grid stands for.
 
     Parameters
     ----------
-    place, size : int64, any shape
+    place, size : int64, (batch, tokens)
         Line, and number of lines.
-    share : float
+    share : float, or float64 (batch, 1)
         Of the area.
 
     Returns
@@ -73,22 +64,12 @@ class Uniform(Method):
     """Keep the token in the middle of each cell of a coarser grid, frame by frame.
 
     Tokens without a place (line ends, class tokens) go.
-
-    Parameters
-    ----------
-    config : UniformConfig
-    visual_tokens : int
-        Not needed; every method is told.
     """
 
-    def __init__(self, config: UniformConfig, visual_tokens: int) -> None:
-        super().__init__()
-        self.config = config
-        self.layers = (config.layer,)
-
     def select(self, context: Context) -> Selection:
-        """The tokens on the grid."""
-        layout, share = context.layout, self.config.share
+        """Keep the tokens on the grid."""
+        layout = context.layout
+        share = share_of(self.config.keep, layout.counts())
         rows = middle(layout.row, layout.height, share)
         cols = middle(layout.col, layout.width, share)
         return Selection(keep=layout.mask & (layout.row >= 0) & rows & cols)

@@ -8,38 +8,30 @@ import torch
 import torch.nn.functional as F
 
 from ..config import PreDecoderConfig
+from ..fields import budget, checked, number
 from .base import Context, Method, Selection
 from .pooling import group_means
-from .ranking import check_keep, evenly, highest, token_counts
 from .registry import register_method
+from .selecting import evenly, highest, token_counts
 
 __all__ = ["VisionZip", "VisionZipConfig"]
 
 
 @dataclass(frozen=True)
 class VisionZipConfig(PreDecoderConfig):
-    """VisionZip (arXiv 2412.04467).
+    """Configuration of VisionZip (arXiv 2412.04467).
 
     Parameters
     ----------
-    keep : float
-        How many visual tokens of each sample stay: a number from 1, or a share below 1.
+    keep : int or float
+        How many visual tokens of each sample stay: an int is a number of tokens, a float in (0, 1]
+        a share of the sample's own.
     contextual : float
         Of those, the share that are merged from the rest; 10 of 64 in the paper.
-
-    Raises
-    ------
-    ValueError
-        If a value is outside what is allowed; it names the value and what was expected.
     """
 
-    keep: float = 64
-    contextual: float = 10 / 64
-
-    def __post_init__(self) -> None:
-        """Check every field."""
-        check_keep("keep", self.keep)
-        self._check_number("contextual", "a share from 0, below 1", lambda n: 0 <= n < 1)
+    keep: int | float = checked(64, budget)
+    contextual: float = checked(10 / 64, number(least=0, below=1))
 
 
 @register_method("visionzip", VisionZipConfig)
@@ -51,23 +43,12 @@ class VisionZip(Method):
     with the most similar key, and the group goes on as its mean, at the target's place. Here it is
     the projected features that are averaged; the authors average before the projector. Not
     implemented: the fine-tuned projector (VisionZip‡), and towers without a class token.
-
-    Parameters
-    ----------
-    config : VisionZipConfig
-    visual_tokens : int
-        Not needed; every method is told.
     """
 
-    layers = (-1,)
-    tower_layer = -2
-
-    def __init__(self, config: VisionZipConfig, visual_tokens: int) -> None:
-        super().__init__()
-        self.config = config
+    tower_layer = -2  # the last but one
 
     def select(self, context: Context) -> Selection:
-        """Dominant and contextual tokens."""
+        """Keep dominant and contextual tokens."""
         assert context.tower is not None
         visual, hidden = context.layout.mask, context.hidden_states
         count = token_counts(self.config.keep, context.layout.counts())

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..config import MAX_TOKENS, require
+from ..checks import require
 from ..engine import Engine, engine_of
 from ..engine.record import Record
+from ..fields import MAX_TOKENS
 from ..methods.atp import ATP
 
 __all__ = ["calibrate", "set_budget"]

@@ -1,19 +1,23 @@
-"""What ATP can be asked for."""
+"""The configuration of ATP."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
 
-from ...config import (
+from ...checks import require
+from ...config import ModelFacts, MultiLayerConfig
+from ...fields import (
     MAX_GRID_SIDE,
     MAX_TOKENS,
-    ModelFacts,
-    MultiLayerConfig,
-    check_choice,
-    checked_tuple,
-    is_whole,
-    require,
+    Check,
+    boolean,
+    checked,
+    choice,
+    integer,
+    number,
+    optional,
+    tuple_of,
 )
 
 __all__ = ["LARGEST_SHIFT", "ATPConfig"]
@@ -28,9 +32,31 @@ _MOST_HIDDEN = 2**16
 _MOST_WEIGHTS = 2**26  # of the first layer of one step's heads: 256 MiB
 
 
+def _some_of(*allowed: str) -> Check:
+    return tuple_of(choice(*allowed), f"one or both of {allowed}", unique=True)
+
+
+_SHIFT = number(least=-LARGEST_SHIFT, most=LARGEST_SHIFT)
+_WEIGHT = number(least=0, most=1e6)
+_SPECIAL_IDS = tuple_of(
+    integer(0, _LARGEST_ID),
+    f"whole numbers from 0 to {_LARGEST_ID}, at most {_MOST_IDS} of them",
+    least=0,
+    most=_MOST_IDS,
+)
+_STRIDES = tuple_of(
+    integer(2, MAX_GRID_SIDE),
+    f"whole numbers from 2 to {MAX_GRID_SIDE}, at most {_MOST_STRIDES} of them",
+    most=_MOST_STRIDES,
+)
+_GRID = tuple_of(
+    integer(1, MAX_GRID_SIDE), f"two whole numbers from 1 to {MAX_GRID_SIDE}", least=2, most=2
+)
+
+
 @dataclass(frozen=True)
 class ATPConfig(MultiLayerConfig):
-    """ATP: adaptive token pruning (ATP-LLaVA, arXiv 2412.00447).
+    """Configuration of ATP: adaptive token pruning (ATP-LLaVA, arXiv 2412.00447).
 
     The paper fixes some of this; what it leaves open is an option here, and the default is what
     measured best on the small model of ``benchmarks/digits_vqa``, or as well as the best within
@@ -97,100 +123,51 @@ class ATPConfig(MultiLayerConfig):
     target_unit : {"share", "tokens"}
         Whether the target loss |N − N_target| is divided by the number of visual tokens.
 
-    Raises
-    ------
-    ValueError
-        If a value is outside what is allowed; it names the value and what was expected.
+    Examples
+    --------
+    >>> tp.ATPConfig(target_tokens=144).strides
+    (2, 3, 4, 6)
     """
 
-    target_tokens: float | None = None
-    normalisation: str = "share"
-    averaging: str = "visible"
-    sources: tuple[str, ...] = ("self", "cross")
-    prunings: tuple[str, ...] = ("redundant", "spatial")
-    preserve_positions: bool = True
-    revival: bool = False
-    text_threshold: float | None = None
-    special_ids: tuple[int, ...] = ()
-    strides: tuple[int, ...] = (2, 3, 4, 6)
-    temporal: bool = False
-    sample_weight: float = 3.0
-    hidden: int = 64
-    grid: tuple[int, int] | None = None
-    start_redundant: float = 0.3
-    start_spatial: float = 3.0
-    temperature: float = 20.0
-    training: str = "straight_through"
-    floor: float = 1e-6
-    atp_weight: float = 0.01
-    target_weight: float = 4.0
-    target_unit: str = "share"
+    target_tokens: float | None = checked(None, optional(number(above=0, most=MAX_TOKENS)))
+    normalisation: str = checked("share", choice("share", "minmax", "none"))
+    averaging: str = checked("visible", choice("visible", "all"))
+    sources: tuple[str, ...] = checked(("self", "cross"), _some_of("self", "cross"))
+    prunings: tuple[str, ...] = checked(("redundant", "spatial"), _some_of("redundant", "spatial"))
+    preserve_positions: bool = checked(True, boolean)
+    revival: bool = checked(False, boolean)
+    text_threshold: float | None = checked(None, optional(number(above=0, below=1)))
+    special_ids: tuple[int, ...] = checked((), _SPECIAL_IDS)
+    strides: tuple[int, ...] = checked((2, 3, 4, 6), _STRIDES)
+    temporal: bool = checked(False, boolean)
+    sample_weight: float = checked(3.0, number(above=0, below=MAX_GRID_SIDE**2))
+    hidden: int = checked(64, integer(1, _MOST_HIDDEN))
+    grid: tuple[int, int] | None = checked(None, optional(_GRID))
+    start_redundant: float = checked(0.3, _SHIFT)
+    start_spatial: float = checked(3.0, _SHIFT)
+    temperature: float = checked(20.0, number(above=0, most=1e9))
+    training: str = checked("straight_through", choice("soft", "straight_through"))
+    # Its logarithm is taken in float32.
+    floor: float = checked(1e-6, number(least=1e-30, below=1))
+    atp_weight: float = checked(0.01, _WEIGHT)
+    target_weight: float = checked(4.0, _WEIGHT)
+    target_unit: str = checked("share", choice("share", "tokens"))
 
     def __post_init__(self) -> None:
-        """Check every field."""
+        """Check each field, then those that bound each other."""
         super().__post_init__()
-        for name in ("temporal", "preserve_positions", "revival"):
-            given = getattr(self, name)
-            require(isinstance(given, bool), name, given, "True or False")
-        for name in ("start_redundant", "start_spatial"):
-            expected = f"a number between -{LARGEST_SHIFT:g} and {LARGEST_SHIFT:g}"
-            self._check_number(name, expected, lambda n: abs(n) <= LARGEST_SHIFT)
         expected = "True or False; and not with preserve_positions=False, which leaves no place"
         require(self.preserve_positions or not self.revival, "revival", self.revival, expected)
-        if self.text_threshold is not None:
-            self._check_number("text_threshold", "between 0 and 1", lambda n: 0 < n < 1)
-        expected = f"whole numbers from 0 to {_LARGEST_ID}"
-        ids = checked_tuple("special_ids", self.special_ids, expected, _MOST_IDS)
-        ok = all(is_whole(n) and 0 <= n <= _LARGEST_ID for n in ids)
-        require(ok, "special_ids", ids, expected)
-        object.__setattr__(self, "special_ids", ids)
-        if self.target_tokens is not None:
-            expected = f"more than 0, at most {MAX_TOKENS}"
-            self._check_number("target_tokens", expected, lambda n: 0 < n <= MAX_TOKENS)
-        check_choice("normalisation", self.normalisation, ("share", "minmax", "none"))
-        check_choice("averaging", self.averaging, ("visible", "all"))
-        check_choice("training", self.training, ("soft", "straight_through"))
-        check_choice("target_unit", self.target_unit, ("share", "tokens"))
-        for name, allowed in (
-            ("sources", ("self", "cross")),
-            ("prunings", ("redundant", "spatial")),
-        ):
-            expected = f"one or both of {allowed}"
-            given = checked_tuple(name, getattr(self, name), expected)
-            ok = bool(given) and all(isinstance(g, str) and g in allowed for g in given)
-            ok = ok and len(set(given)) == len(given)
-            require(ok, name, given, expected)
-            object.__setattr__(self, name, given)
-        expected = f"whole numbers from 2 to {MAX_GRID_SIDE}"
-        strides = checked_tuple("strides", self.strides, expected, _MOST_STRIDES)
-        ok = bool(strides) and all(is_whole(s) and 1 < s <= MAX_GRID_SIDE for s in strides)
-        require(ok, "strides", strides, expected)
-        object.__setattr__(self, "strides", strides)
-        most = min(strides) ** 2
-        self._check_number(
-            "sample_weight",
-            f"between 0 and {most}, or the densest grid's score is not positive",
-            lambda n: 0 < n < most,
-        )
-        if self.grid is not None:
-            expected = f"two whole numbers from 1 to {MAX_GRID_SIDE}"
-            grid = checked_tuple("grid", self.grid, expected)
-            ok = len(grid) == 2 and all(is_whole(n) and 0 < n <= MAX_GRID_SIDE for n in grid)
-            require(ok, "grid", grid, expected)
-            object.__setattr__(self, "grid", grid)
-        self._check_whole("hidden", 1, _MOST_HIDDEN)
+        most = min(self.strides) ** 2
+        expected = f"between 0 and {most}, or the densest grid's score is not positive"
+        require(self.sample_weight < most, "sample_weight", self.sample_weight, expected)
         if self.grid is not None:
             most = _MOST_WEIGHTS // (2 * self.hidden)
             expected = f"at most {most} cells with hidden={self.hidden}"
             require(self.grid[0] * self.grid[1] <= most, "grid", self.grid, expected)
-        self._check_number("temperature", "more than 0, at most 1e9", lambda n: 0 < n <= 1e9)
-        # The floor's logarithm is taken in float32.
-        self._check_number("floor", "from 1e-30, below 1", lambda n: 1e-30 <= n < 1)
-        for name in ("atp_weight", "target_weight"):
-            self._check_number(name, "from 0 to 1e6", lambda n: 0 <= n <= 1e6)
 
     def fitted(self, facts: ModelFacts) -> ATPConfig:
-        """With layers, target and grid filled in; see `MethodConfig.fitted`."""
+        """Fill in layers, target and grid; see `MethodConfig.fitted`."""
         config = super().fitted(facts)
         assert config.layers is not None
         total = facts.visual_tokens

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ...config import MAX_TOKENS, checked_tuple, is_number, is_whole, require, shown
+from ...checks import is_number, require, shown
+from ...config import ModelFacts
+from ...fields import MAX_TOKENS, integer, number, optional, tuple_of
 from ..base import Context, Method, Selection, Trace
-from ..ranking import highest
 from ..registry import register_method
+from ..selecting import highest
 from .config import LARGEST_SHIFT, ATPConfig
 from .heads import ThresholdHeads, cells_of
 from .loss import atp_loss, target_loss
 from .scores import cross_score, normalise, redundant_score, self_score, text_score
 from .spatial import spatial_score
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 __all__ = ["ATP"]
 
 
 class Places(NamedTuple):
-    """What the places of all tokens of a pass say, (batch, length) each.
+    """What depends on the tokens' places alone, (batch, length) each.
 
     Attributes
     ----------
@@ -53,7 +58,7 @@ class ATP(Method):
     Attributes
     ----------
     shifts : list of float
-        Added to the logits of θ_r and θ_s: the knob between calibrated budgets.
+        Added to the logits of θ_r and θ_s, which moves between calibrated budgets.
     max_kept : int, optional
         At most so many visual tokens per sample stay after each step.
     budgets : list of dict
@@ -64,11 +69,9 @@ class ATP(Method):
     trainable = True
 
     def __init__(self, config: ATPConfig, visual_tokens: int) -> None:
-        super().__init__()
+        super().__init__(config)
         if config.layers is None or config.grid is None or config.target_tokens is None:
             raise ValueError("ATP needs a configuration with layers, grid and target_tokens set.")
-        self.config = config
-        self.layers = config.layers
         self.floor = config.floor
         self.keeps_positions = config.preserve_positions
         self.revives = config.revival
@@ -82,8 +85,13 @@ class ATP(Method):
         self.max_kept: int | None = None
         self.budgets: list[dict[str, Any]] = []
 
+    @classmethod
+    def from_config(cls, config: Any, facts: ModelFacts) -> Self:
+        """Build the method for a model's number of tokens."""
+        return cls(config, facts.visual_tokens)
+
     def begin(self, context: Context) -> Places:
-        """What every token's place says, which no step changes."""
+        """Compute what depends on each token's place alone, and so is the same at every step."""
         config, layout = self.config, context.layout
         assert config.grid is not None
         return Places(
@@ -92,7 +100,7 @@ class ATP(Method):
         )
 
     def select(self, context: Context) -> Selection:
-        """Scores against this step's thresholds."""
+        """Compare the scores with this step's thresholds."""
         config, layout = self.config, context.layout
         margin, redundant, thresholds = self.margins(context)
         keep = layout.mask & (margin > 0)
@@ -116,7 +124,7 @@ class ATP(Method):
         )
 
     def margins(self, context: Context) -> tuple[Tensor, Tensor, Tensor]:
-        """How far each token lies above the threshold that it is nearest to passing.
+        """Compute how far each token lies above the threshold that it is nearest to passing.
 
         Returns
         -------
@@ -154,7 +162,7 @@ class ATP(Method):
         return margin, redundant, thresholds
 
     def losses(self, trace: Trace) -> dict[str, tuple[Tensor, float]]:
-        """L_atp and L_target with their weights."""
+        """Return L_atp and L_target with their weights."""
         config = self.config
         return {
             "atp": (atp_loss(trace), config.atp_weight),
@@ -165,7 +173,7 @@ class ATP(Method):
         }
 
     def set_budget(self, target_tokens: float) -> None:
-        """Go to a calibrated budget, or between two; see `tokenprune.set_budget`."""
+        """Set the thresholds for a budget that is calibrated, or between two that are."""
         budgets = self.budgets
         known = [budget["tokens"] for budget in budgets]
         if not known or not known[0] <= target_tokens <= known[-1]:
@@ -184,11 +192,11 @@ class ATP(Method):
         self.max_kept = None if None in caps else max(caps)
 
     def runtime_state(self) -> dict[str, Any]:
-        """The knob's position and the calibrated budgets."""
+        """Return the thresholds' shifts, the cap and the calibrated budgets."""
         return {"shifts": self.shifts, "max_kept": self.max_kept, "budgets": self.budgets}
 
     def load_runtime_state(self, state: dict[str, Any]) -> None:
-        """Set the knob and the budgets.
+        """Restore the shifts, the cap and the budgets.
 
         Raises
         ------
@@ -197,7 +205,7 @@ class ATP(Method):
         """
         try:
             shifts = _shifts(state.get("shifts", (0.0, 0.0)))
-            max_kept = _cap(state.get("max_kept"))
+            max_kept = _CAP("max_kept", state.get("max_kept"))
             budgets = _budgets(state.get("budgets", ()))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
@@ -207,29 +215,28 @@ class ATP(Method):
         self.shifts, self.max_kept, self.budgets = shifts, max_kept, budgets
 
 
+_SHIFT = number(least=-LARGEST_SHIFT, most=LARGEST_SHIFT)
+_TWO_SHIFTS = f"two numbers between -{LARGEST_SHIFT:g} and {LARGEST_SHIFT:g}"
+_SHIFTS = tuple_of(_SHIFT, _TWO_SHIFTS, least=2, most=2)
+_CAP = optional(integer(1, MAX_TOKENS))
+_MOST_BUDGETS = 10_000
+
+
 def _shifts(given: Any) -> list[float]:
-    expected = f"two numbers between -{LARGEST_SHIFT:g} and {LARGEST_SHIFT:g}"
-    shifts = checked_tuple("shifts", given, expected)
-    ok = len(shifts) == 2 and all(is_number(n) and abs(n) <= LARGEST_SHIFT for n in shifts)
-    require(ok, "shifts", given, expected)
-    return [float(shift) for shift in shifts]
-
-
-def _cap(given: Any) -> int | None:
-    ok = given is None or (is_whole(given) and 0 < given <= MAX_TOKENS)
-    require(ok, "max_kept", given, f"a whole number from 1 to {MAX_TOKENS}, or None")
-    return given
+    return [float(shift) for shift in _SHIFTS("shifts", given)]
 
 
 def _budgets(given: Any) -> list[dict[str, Any]]:
-    """Budgets with rising targets, which `ATP.set_budget` goes between."""
+    """Check budgets with rising targets, which `ATP.set_budget` interpolates between."""
+    ok = isinstance(given, list | tuple) and len(given) <= _MOST_BUDGETS
+    require(ok, "budgets", given, f"a list of at most {_MOST_BUDGETS}")
     budgets = []
     least = 0.0
-    for budget in checked_tuple("budgets", given, "a list"):
+    for budget in given:
         tokens = budget["tokens"]
         expected = f"numbers above 0, at most {MAX_TOKENS}, each above the one before"
         require(is_number(tokens) and least < tokens <= MAX_TOKENS, "tokens", tokens, expected)
         least = float(tokens)
-        shifts, cap = _shifts(budget["shifts"]), _cap(budget["max_kept"])
+        shifts, cap = _shifts(budget["shifts"]), _CAP("max_kept", budget["max_kept"])
         budgets.append({"tokens": least, "shifts": shifts, "max_kept": cap})
     return budgets

@@ -1,28 +1,26 @@
-"""The configuration and the rule."""
+"""SparseVLM: the configuration and the rule."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ...config import ModelFacts, MultiLayerConfig, checked_tuple, require
+from ...config import MultiLayerConfig
+from ...fields import budget, checked, number, one_for_each_layer, optional
 from ..base import Context, Method, Selection
-from ..ranking import check_keep, highest, token_counts
 from ..registry import register_method
+from ..selecting import at_step, highest, token_counts
 from .recycle import recycled
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 __all__ = ["SparseVLM", "SparseVLMConfig", "raters"]
 
 
 @dataclass(frozen=True)
 class SparseVLMConfig(MultiLayerConfig):
-    """SparseVLM (arXiv 2410.04417).
+    """Configuration of SparseVLM (arXiv 2410.04417).
 
     Parameters
     ----------
@@ -31,51 +29,25 @@ class SparseVLMConfig(MultiLayerConfig):
         sixteenth of 32, or the same places in proportion, as in the authors' code.
     scale : float
         λ: of the tokens beyond the rank of the raters' attention, the share that goes.
-    keep : tuple of float, optional
-        Numbers or shares of the visual tokens to keep at each layer instead, as in the authors'
-        tables. None: by rank, each sample its own number.
+    keep : int or float, or a tuple with one for each layer, optional
+        How many visual tokens of each sample stay instead, as in the authors' tables: an int is a
+        number of tokens, a float in (0, 1] a share of those that the sample still has at the layer.
+        None: by rank, each sample its own number.
     recycle : float
         τ: of the dropped tokens, the share with the highest scores that is clustered and merged. 0:
         none.
     clusters : float
         θ: how many clusters, as a share of the tokens that are clustered.
-
-    Raises
-    ------
-    ValueError
-        If a value is outside what is allowed; it names the value and what was expected.
     """
 
     default_depths: ClassVar[tuple[float, ...]] = (3 / 32, 7 / 32, 16 / 32)
 
-    scale: float = 0.5
-    keep: tuple[float, ...] | None = None
-    recycle: float = 0.3
-    clusters: float = 0.1
-
-    def __post_init__(self) -> None:
-        """Check every field."""
-        super().__post_init__()
-        for name in ("scale", "clusters"):
-            self._check_number(name, "a share between 0 and 1", lambda n: 0 < n <= 1)
-        self._check_number("recycle", "a share from 0 to 1", lambda n: 0 <= n <= 1)
-        if self.keep is not None:
-            expected = "numbers or shares of tokens, one for each layer"
-            keep = checked_tuple("keep", self.keep, expected)
-            require(bool(keep), "keep", keep, expected)
-            for each in keep:
-                check_keep("keep", each)
-            object.__setattr__(self, "keep", keep)
-
-    def fitted(self, facts: ModelFacts) -> Self:
-        """With layers filled in; see `MethodConfig.fitted`."""
-        config = super().fitted(facts)
-        if config.keep is not None and len(config.keep) != len(config.layers or ()):
-            raise ValueError(
-                f"keep={config.keep}: expected one number or share for each of the layers "
-                f"{config.layers}."
-            )
-        return config
+    scale: float = checked(0.5, number(above=0, most=1))
+    keep: int | float | tuple[int | float, ...] | None = checked(
+        None, optional(one_for_each_layer(budget))
+    )
+    recycle: float = checked(0.3, number(least=0, most=1))
+    clusters: float = checked(0.1, number(above=0, most=1))
 
 
 @register_method("sparsevlm", SparseVLMConfig)
@@ -89,27 +61,16 @@ class SparseVLM(Method):
     (the text says sum), at the place of the cluster's centre. The rank is asked of the device once
     a layer. Not implemented: the query-subset trick by which the authors get the attention under
     FlashAttention; ours is computed under any backend.
-
-    Parameters
-    ----------
-    config : SparseVLMConfig
-    visual_tokens : int
-        Not needed; every method is told.
     """
 
     needs = frozenset({"each"})
-
-    def __init__(self, config: SparseVLMConfig, visual_tokens: int) -> None:
-        super().__init__()
-        self.config = config
-        self.layers = config.layers or ()
 
     def begin(self, context: Context) -> Tensor:
         """Choose the raters: bool, (batch, length)."""
         return raters(context.hidden_states, context.layout.mask, context.prompt)
 
     def select(self, context: Context) -> Selection:
-        """What the raters attend to, and what is recycled of the rest."""
+        """Keep what the raters attend to, and recycle some of the rest."""
         config, visual = self.config, context.layout.mask
         chosen = context.memory.gather(1, context.positions) & context.prompt
         each = context.received["each"].total
@@ -125,7 +86,7 @@ class SparseVLM(Method):
             spare = total - torch.linalg.matrix_rank(attention.nan_to_num(), rtol=1e-3)
             count = (total - (config.scale * spare).round().long())[:, None]
         else:
-            count = token_counts(config.keep[context.step], total)
+            count = token_counts(at_step(config.keep, context.step), total)
         keep = highest(scores, visual, count)
         if not config.recycle:
             return Selection(keep=keep, scores=scores)
@@ -137,7 +98,7 @@ class SparseVLM(Method):
 
 
 def raters(embeddings: Tensor, visual: Tensor, prompt: Tensor) -> Tensor:
-    """The text tokens that concern the picture more than the mean text token does.
+    """Choose the text tokens that concern the picture more than the mean text token does.
 
     Parameters
     ----------

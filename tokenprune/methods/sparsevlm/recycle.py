@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..pooling import group_means
-from ..ranking import highest
+from ..selecting import highest
 
 __all__ = ["recycled"]
 
