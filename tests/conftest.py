@@ -9,6 +9,7 @@ Each test begins with the same random numbers; ``--seed`` takes others. A test m
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -54,6 +55,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--device", choices=("cpu", "cuda", "elsewhere"), help="run on this device only"
     )
     parser.addoption("--seed", type=int, default=0, help="where torch's random numbers begin")
+    parser.addoption(
+        "--method-file",
+        type=Path,
+        action="append",
+        default=[],
+        help="sweep over the pruning methods that this Python file registers, and no others",
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -80,6 +88,10 @@ def _flex_on_cpu() -> Iterator[None]:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "real_device(why): not on a pretended one")
+    if files := config.getoption("--method-file"):
+        from .support.config_strategies import register_from
+
+        register_from(files)
     if config.getoption("--device") == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError(
             "--device cuda: torch sees no CUDA device here, so there is nothing to test. Run it "

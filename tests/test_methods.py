@@ -11,17 +11,16 @@ from PIL import Image
 
 import tokenprune as tp
 from tokenprune.config import MethodConfig
-from tokenprune.methods import METHODS
 from tokenprune.methods.matryoshka import Matryoshka
 
 from .families import FAMILIES
-from .support.config_strategies import fixed_configs
+from .support.config_strategies import fixed_configs, swept_methods
 from .support.strategies import LAYERS, Case, cases, model_of
 from .support.tiny_llava import IMAGE, VISUAL_TOKENS, is_text, make_batch, row_alone, tiny_llava
 from .support.tolerance import assert_close
 from .test_batching import assert_same_stats
 
-EVERY = [config for name in sorted(METHODS) for config in fixed_configs(name)]
+EVERY = [config for name in swept_methods() for config in fixed_configs(name)]
 # A draw for each row differs from the draw for that row alone.
 DECIDING = [config for config in EVERY if config.method != "random"]
 

@@ -20,12 +20,11 @@ from torch import Tensor
 
 import tokenprune as tp
 from tokenprune.config import MethodConfig
-from tokenprune.methods import METHODS
 from tokenprune.methods.selecting import at_step, token_counts
 
 from .support.backends import BACKENDS
 from .support.case_counts import count
-from .support.config_strategies import drawn_configs, merges, merges_between_layers
+from .support.config_strategies import drawn_configs, merges, merges_between_layers, swept_methods
 from .support.ragged_batches import RAGGED, STEPS, Ragged, alive_of, answer, assert_best, at_a_tie
 from .support.reference_decoder import Reference
 from .support.strategies import model_of
@@ -54,7 +53,7 @@ def methods(but_random: str | None = None) -> pytest.MarkDecorator:
     skip = pytest.mark.skip(reason=f"random draws: {but_random}")
     marks = {"random": [skip]} if but_random else {}
     return pytest.mark.parametrize(
-        "method", [pytest.param(name, marks=marks.get(name, [])) for name in sorted(METHODS)]
+        "method", [pytest.param(name, marks=marks.get(name, [])) for name in swept_methods()]
     )
 
 

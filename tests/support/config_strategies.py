@@ -7,7 +7,11 @@ budgets. What a method has beside these is drawn where `OPTIONS` says how.
 from __future__ import annotations
 
 import dataclasses
+import sys
+from collections.abc import Iterable
 from functools import cache
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +33,12 @@ __all__ = [
     "layered_configs",
     "merges",
     "merges_between_layers",
+    "register_from",
+    "swept_methods",
 ]
+
+# Methods from the files that ``--method-file`` names: the sweeps then are over these alone.
+_ONLY: set[str] = set()
 
 _KEEP = st.sampled_from([1, 5, 12, 50, 0.1, 0.4, 0.9, 1.0])
 _LAST = LAYERS - 2
@@ -76,6 +85,23 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
 }
 
 
+def register_from(files: Iterable[Path]) -> None:
+    """Import files that register methods, and sweep over these methods alone."""
+    before = set(METHODS)
+    for number, path in enumerate(files):
+        spec = spec_from_file_location(f"method_file_{number}", path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = sys.modules[spec.name] = module_from_spec(spec)  # pickle looks it up
+        spec.loader.exec_module(module)
+    _ONLY.update(METHODS.keys() - before)
+
+
+def swept_methods() -> list[str]:
+    """Return the names of the registered methods that the sweeps are over."""
+    return sorted(_ONLY or METHODS)
+
+
 def fixed_configs(name: str) -> tuple[MethodConfig, ...]:
     """Return some configurations of a registered method."""
     return FIXED.get(name) or (METHODS[name][0](),)
@@ -90,7 +116,7 @@ def drawn_configs(name: str) -> st.SearchStrategy[MethodConfig]:
 
 def every_config() -> st.SearchStrategy[MethodConfig]:
     """Draw a configuration of any registered method."""
-    return st.sampled_from(sorted(METHODS)).flatmap(drawn_configs)
+    return st.sampled_from(swept_methods()).flatmap(drawn_configs)
 
 
 def layered_configs(first: int, target: float) -> tuple[MethodConfig, ...]:
@@ -108,8 +134,10 @@ def layered_configs(first: int, target: float) -> tuple[MethodConfig, ...]:
     special: dict[str, dict[str, Any]] = {
         "atp": {"target_tokens": target, "revival": True, "text_threshold": 0.5},
     }
-    found: list[MethodConfig] = [tp.PruMergeConfig(plus=True, keep=0.4)]
-    for name in sorted(METHODS.keys() - {"random"}):
+    found: list[MethodConfig] = []
+    for name in swept_methods():
+        if name == "random":
+            continue
         default = {f.name: f.default for f in dataclasses.fields(METHODS[name][0])}
         options = dict(special.get(name, {}))
         if "layers" in default:
@@ -119,6 +147,8 @@ def layered_configs(first: int, target: float) -> tuple[MethodConfig, ...]:
         if default.get("keep") is not None:
             options["keep"] = 0.4
         found.append(METHODS[name][0](**options))
+        if name == "prumerge":
+            found.append(tp.PruMergeConfig(plus=True, keep=0.4))
     return tuple(found)
 
 
