@@ -123,7 +123,7 @@ def main() -> None:
     pytest.main([str(ROOT / "tests/test_families.py"), "-q", *sys.argv[1:]], plugins=[outcomes])
     tried = {
         name: family
-        for name, family in FAMILIES.items()
+        for name, family in sorted(FAMILIES.items())
         if family.available() and not family.refused
     }
     text = _HEAD.format(transformers=transformers.__version__, torch=torch.__version__)
@@ -135,7 +135,7 @@ def main() -> None:
         text += "".join(f"- `{name}`, {what}: {why}\n" for what, why in family.limits.items())
     wraps, refused = others()
     text += "\n## Refused\n\n`wrap` says why; the model stays as it was.\n\n"
-    for family in FAMILIES.values():
+    for _, family in sorted(FAMILIES.items()):
         if family.refused and family.available():
             try:
                 tp.wrap(family.build())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ class Idefics3(Tiled):
     """All pictures of a row along the second dimension, missing ones all zero."""
 
     between = (BREAK,)
+    limits_of_4: ClassVar[dict[str, str]] = {}  # tiles have a dimension of their own
 
     def text(self) -> Any:
         return make("LlamaConfig", **text_fields())

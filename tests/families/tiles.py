@@ -30,6 +30,9 @@ from .padding import Arguments
 class Tiled(Family):
     """One tile, or three."""
 
+    limits_of_4: ClassVar[dict[str, str]] = {
+        "beams": "with them it answers otherwise where nothing is cached, pruned or not"
+    }
     # What stands after each tile's tokens.
     between: tuple[int, ...] = ()
 
@@ -59,9 +62,6 @@ class InternVL(Tiled):
     """Tiles follow each other without anything between; a video is one tile a frame."""
 
     videos = True
-    limits_of_4: ClassVar[dict[str, str]] = {
-        "beams": "with them it answers otherwise where nothing is cached, pruned or not"
-    }
 
 
 @family("qianfan_ocr", "QianfanOCRForConditionalGeneration")
