@@ -16,16 +16,15 @@ from tokenprune.methods.atp.loss import atp_loss, target_loss
 from tokenprune.methods.base import Trace
 
 from .support.tiny_llava import IMAGE, VISUAL_TOKENS, is_text, make_batch, tiny_llava, with_labels
+from .support.wrapping import wrapped_llava
 
 LAYERS = (1, 3)
 PROMPTS = ((4, IMAGE, 6), (2, IMAGE, 9))
 
 
-def wrapped(device="cpu", attn="sdpa", dtype=torch.float32, seed=0, **options):
-    options = {"layers": LAYERS, "target_tokens": 18.0, **options}
-    torch.manual_seed(seed)
-    model = tiny_llava(attn, dtype, device=device, seed=seed)
-    return tp.wrap(model, tp.ATPConfig(**options))
+def atp_llava(device="cpu", attn="sdpa", dtype=torch.float32, seed=0, **options):
+    config = tp.ATPConfig(**{"layers": LAYERS, "target_tokens": 18.0, **options})
+    return wrapped_llava(config, seed, attn=attn, dtype=dtype, device=device)
 
 
 def labelled(prompts=PROMPTS, **options):
@@ -85,7 +84,7 @@ def test_loss_terms_by_hand(trace, target):
 
 @pytest.mark.parametrize("unit", ["share", "tokens"])
 def test_the_loss_is_its_terms_with_their_weights(unit):
-    model = wrapped(atp_weight=0.3, target_weight=1.7, target_unit=unit, training="soft").train()
+    model = atp_llava(atp_weight=0.3, target_weight=1.7, target_unit=unit, training="soft").train()
     batch = labelled()
     out = model(**batch)
     terms = tp.losses(model)
@@ -104,7 +103,7 @@ def test_the_loss_is_its_terms_with_their_weights(unit):
 def test_the_target_s_unit_is_tokens_or_their_share():
     found = {}
     for unit in ("share", "tokens"):
-        model = wrapped(target_unit=unit).train()
+        model = atp_llava(target_unit=unit).train()
         model(**labelled())
         found[unit] = tp.losses(model)["target"].item()
     assert found["tokens"] == pytest.approx(found["share"] * VISUAL_TOKENS, rel=1e-5)
@@ -112,7 +111,7 @@ def test_the_target_s_unit_is_tokens_or_their_share():
 
 
 def test_the_mean_that_training_counts_is_the_one_stats_report():
-    model = wrapped(target_unit="tokens", target_tokens=13.0).train()
+    model = atp_llava(target_unit="tokens", target_tokens=13.0).train()
     model(**labelled())
     counted = tp.stats(model).mean_tokens
     assert tp.losses(model)["target"].item() == pytest.approx(abs(counted - 13), abs=1e-4)
@@ -120,7 +119,7 @@ def test_the_mean_that_training_counts_is_the_one_stats_report():
 
 
 def test_without_labels_the_budget_s_terms_are_there():
-    model = wrapped().train()
+    model = atp_llava().train()
     assert model(**make_batch(PROMPTS)).loss is None
     terms = tp.losses(model)
     assert set(terms) == {"atp", "target"}
@@ -129,14 +128,14 @@ def test_without_labels_the_budget_s_terms_are_there():
 
 
 def test_losses_before_any_training_forward_say_what_to_do():
-    model = wrapped()
+    model = atp_llava()
     model(**make_batch(PROMPTS))
     with pytest.raises(RuntimeError, match=r"model\.train\(\)"):
         tp.losses(model)
 
 
 def test_rows_without_an_image_do_not_count_in_the_budget():
-    model = wrapped().train()
+    model = atp_llava().train()
     alone = labelled(((4, IMAGE, 6),))
     model(**alone)
     expected = tp.losses(model)
@@ -156,12 +155,12 @@ def test_rows_without_an_image_do_not_count_in_the_budget():
 def test_a_batch_of_text_alone_has_the_plain_loss():
     batch = labelled(((9,), (5,)))
     plain = tiny_llava().train()(**batch).loss
-    torch.testing.assert_close(wrapped().train()(**batch).loss, plain, rtol=0, atol=0)
+    torch.testing.assert_close(atp_llava().train()(**batch).loss, plain, rtol=0, atol=0)
 
 
 def test_a_batch_of_text_alone_can_be_stepped_through():
     """In a mixed data set some batches have no image: no gradient, but no error either."""
-    model = wrapped()
+    model = atp_llava()
     heads = tp.train_only_heads(model.train())
     model(**labelled()).loss.backward()
     batch = labelled([(6,), (4,)])
@@ -175,7 +174,7 @@ def test_a_batch_of_text_alone_can_be_stepped_through():
 
 @pytest.mark.parametrize("training", ["soft", "straight_through"])
 def test_answers_do_not_move_the_masks(training):
-    model = wrapped(training=training).train()
+    model = atp_llava(training=training).train()
     batch = labelled(((4, IMAGE, 6),))
     model(**batch)
     terms, kept = tp.losses(model), tp.stats(model).kept
@@ -196,7 +195,7 @@ def test_answers_do_not_move_the_masks(training):
 @pytest.mark.parametrize(("seed", "layers"), [(0, (1, 3)), (1, (0, 2, 4)), (2, (0,))])
 def test_the_limit_of_a_hard_mask_is_dropping(device, training, padding, attn, seed, layers):
     sharp = {"temperature": 1e9, "floor": 1e-30, "layers": layers}
-    model = wrapped(device, attn, seed=seed, training=training, **sharp)
+    model = atp_llava(device, attn, seed=seed, training=training, **sharp)
     batch = make_batch(((4, IMAGE, 6), (2, IMAGE, 3, IMAGE, 5)), padding, device, seed=seed)
     text = is_text(batch)
     with torch.no_grad():
@@ -217,7 +216,7 @@ def test_the_floor_leaks_little_and_less_the_lower_it_is():
     text = is_text(batch)
     leaks = []
     for floor in (1e-3, 1e-5, 1e-8):
-        model = wrapped(floor=floor, training="straight_through")
+        model = atp_llava(floor=floor, training="straight_through")
         with torch.no_grad():
             hard = model(**batch).logits[text]
         soft = model.train()(**batch).logits[text].detach()
@@ -229,7 +228,7 @@ def test_the_floor_leaks_little_and_less_the_lower_it_is():
 def test_a_soft_mask_is_neither_everything_nor_dropping():
     batch = make_batch(PROMPTS)
     text = is_text(batch)
-    model = wrapped(training="soft", temperature=3.0)
+    model = atp_llava(training="soft", temperature=3.0)
     with torch.no_grad():
         hard = model(**batch).logits[text]
         with tp.paused(model):
@@ -259,7 +258,7 @@ def test_a_soft_key_counts_as_a_factor_but_fully_to_itself(kind, seed, length):
 
 @pytest.mark.parametrize("training", ["soft", "straight_through"])
 def test_masks_of_successive_modules_multiply(monkeypatch, training):
-    model = wrapped(training=training, layers=(0, 2, 4), start_redundant=-0.5).train()
+    model = atp_llava(training=training, layers=(0, 2, 4), start_redundant=-0.5).train()
     method = engine_of(model).method
     masks, weights, traces = [], [], []
     select, losses = method.select, method.losses
@@ -317,14 +316,14 @@ def check_gradients(model):
 @pytest.mark.parametrize("training", ["soft", "straight_through"])
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(map(str, o)) or "default")
 def test_every_head_of_every_module_learns(device, training, options):
-    model = wrapped(device, training=training, **options).train()
+    model = atp_llava(device, training=training, **options).train()
     model(**labelled(device=device)).loss.backward()
     check_gradients(model)
 
 
 @pytest.mark.parametrize("training", ["soft", "straight_through"])
 def test_the_language_loss_alone_reaches_every_head(training):
-    model = wrapped(training=training).train()
+    model = atp_llava(training=training).train()
     model(**labelled())
     tp.losses(model)["lm"].backward()
     check_gradients(model)
@@ -333,7 +332,7 @@ def test_the_language_loss_alone_reaches_every_head(training):
 @pytest.mark.parametrize("training", ["soft", "straight_through"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_models_keep_float32_heads(device, dtype, training, attn):
-    model = wrapped(device, attn, dtype, training=training).train()
+    model = atp_llava(device, attn, dtype, training=training).train()
     out = model(**labelled(device=device, dtype=dtype))
     assert out.logits.dtype == dtype
     assert out.loss.isfinite()
@@ -342,7 +341,7 @@ def test_half_precision_models_keep_float32_heads(device, dtype, training, attn)
 
 
 def test_autocast_leaves_the_thresholds_in_float32(device):
-    model = wrapped(device).train()
+    model = atp_llava(device).train()
     batch = labelled(device=device)
     logits = []
     for heads in engine_of(model).method.thresholds:
@@ -359,7 +358,7 @@ def test_a_few_steps_move_the_mean_to_the_target():
     """Both from above and from below, and what is dropped at inference follows."""
     batch = make_batch(((4, IMAGE, 6), (2, IMAGE, 9), (3, IMAGE, 4)))
     for start, target in ((-2.0, 18.0), (2.0, 26.0)):
-        model = wrapped(start_redundant=start, target_tokens=target)
+        model = atp_llava(start_redundant=start, target_tokens=target)
         parameters = tp.train_only_heads(model)
         optimiser = torch.optim.Adam(parameters, lr=0.02)
 
@@ -384,7 +383,7 @@ def test_a_few_steps_move_the_mean_to_the_target():
 
 
 def test_only_heads_change():
-    model = wrapped()
+    model = atp_llava()
     parameters = tp.train_only_heads(model)
     assert {id(p) for p in parameters} == {id(p) for p in engine_of(model).parameters()}
     assert all(p.requires_grad for p in parameters)
@@ -421,7 +420,7 @@ def test_training_needs_a_wrapped_model_with_heads():
 
 
 def test_the_trainer_of_transformers_trains_the_heads(tmp_path):
-    model = wrapped()
+    model = atp_llava()
     tp.train_only_heads(model)
     batch = labelled(((4, IMAGE, 6), (2, IMAGE, 8)))
     rows = [{name: value[n] for name, value in batch.items()} for n in range(2)]

@@ -16,13 +16,13 @@ import tokenprune as tp
 
 from .support.strategies import LAYERS
 from .support.tiny_llava import tiny_llava
+from .support.wrapping import wrapped_llava
 from .test_misuse import BATCH, CONFIG
 
 
 @pytest.fixture
 def wrapped() -> Any:
-    torch.manual_seed(0)
-    return tp.wrap(tiny_llava(layers=LAYERS), CONFIG)
+    return wrapped_llava(CONFIG, layers=LAYERS)
 
 
 # `draw` on something else ------------------------------------------------------------------------

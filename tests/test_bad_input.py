@@ -14,12 +14,9 @@ from .families import FAMILIES
 from .support.scripted_method import scripted
 from .support.strategies import LAYERS
 from .support.tiny_llava import IMAGE, cache_of, make_batch, on_cache, tiny_llava, with_labels
+from .support.wrapping import hook_count
 
 CONFIG = tp.ATPConfig(layers=(0, 2), target_tokens=20)
-
-
-def hook_count(model: nn.Module) -> int:
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
 
 def assert_untouched(model: nn.Module, attn: str = "sdpa") -> None:

@@ -10,16 +10,17 @@ import tokenprune as tp
 from tokenprune.engine import engine_of
 
 from .support.tiny_llava import IMAGE, VISUAL_TOKENS, make_batch, tiny_llava, with_labels
+from .support.wrapping import wrapped_llava
 
 LAYERS = (1, 3)  # of 6: the layers before the first module cost 12 of 36 tokens
 PROMPTS = ((4, IMAGE, 6), (2, IMAGE, 9), (5, IMAGE, 4))
 
 
-def wrapped(**options):
-    torch.manual_seed(0)
-    model = tp.wrap(tiny_llava(), tp.ATPConfig(layers=LAYERS, target_tokens=18.0, **options))
+def spread_out(**options):
+    """A wrapped model whose thresholds differ from picture to picture."""
+    model = wrapped_llava(tp.ATPConfig(layers=LAYERS, target_tokens=18.0, **options))
     for heads in engine_of(model).method.thresholds:
-        torch.nn.init.normal_(heads.heads.weight, std=0.5)  # thresholds that differ by picture
+        torch.nn.init.normal_(heads.heads.weight, std=0.5)
     return model
 
 
@@ -42,7 +43,7 @@ def state(model):
 
 @pytest.fixture(scope="module")
 def shared():
-    return wrapped()
+    return spread_out()
 
 
 @settings(max_examples=5, deadline=None)
@@ -65,7 +66,7 @@ def test_is_near_the_budget_on_other_data(shared):
 
 
 def test_several_budgets_are_nested():
-    model, batches = wrapped(), data(range(2))
+    model, batches = spread_out(), data(range(2))
     targets = [16.0, 28.0, 22.0]
     found = tp.calibrate(model, iter(batches), targets)
     assert list(found) == targets
@@ -99,7 +100,7 @@ def test_the_cap_holds_for_every_sample_and_module(shared, cap):
 
 
 def test_the_last_token_stays_beyond_the_cap():
-    model, batches = wrapped(), [make_batch(((4, IMAGE), (2, IMAGE)), seed=1)]
+    model, batches = spread_out(), [make_batch(((4, IMAGE), (2, IMAGE)), seed=1)]
     tp.calibrate(model, batches, 14.0, max_kept=5)
     with torch.no_grad():
         model(**batches[0])
@@ -115,7 +116,7 @@ def test_without_a_cap_a_sample_may_take_more(shared):
 
 @pytest.mark.parametrize("target", [12.0, 3.0, -1.0, 36.5, 500.0])
 def test_an_unreachable_budget_is_refused_and_nothing_moves(target):
-    model = wrapped()
+    model = spread_out()
     tp.calibrate(model, data(range(1)), 20.0)
     before = state(model)
     with pytest.raises(ValueError, match=rf"target_tokens={target}: .* 12\.0 .* 36\.0 can be"):
@@ -127,13 +128,13 @@ def test_an_unreachable_budget_is_refused_and_nothing_moves(target):
 
 
 def test_all_tokens_are_a_budget_too():
-    model = wrapped()
+    model = spread_out()
     assert tp.calibrate(model, data(range(1)), 36.0) == {36.0: 36.0}
     assert (measured(model, data(range(1))) == 36).all()
 
 
 def test_a_budget_below_what_the_grids_keep_raises_the_spatial_threshold():
-    model, batches = wrapped(start_spatial=-3.0), data(range(2))
+    model, batches = spread_out(start_spatial=-3.0), data(range(2))
     tp.calibrate(model, batches, 33.0)
     assert state(model)["shifts"][1] == 0
     tp.calibrate(model, batches, 14.0)
@@ -144,7 +145,7 @@ def test_a_budget_below_what_the_grids_keep_raises_the_spatial_threshold():
 @pytest.mark.parametrize("start", [-3.0, 3.0])
 def test_with_the_spatial_pruning_alone_its_threshold_moves(start):
     """The ladder has a few steps only: the nearest is what can be had."""
-    model = wrapped(prunings=("spatial",), start_spatial=start, strides=(2, 3, 4))
+    model = spread_out(prunings=("spatial",), start_spatial=start, strides=(2, 3, 4))
     for heads in engine_of(model).method.thresholds:
         torch.nn.init.zeros_(heads.heads.weight)
     batches = data(range(1))
@@ -166,7 +167,7 @@ def test_with_the_spatial_pruning_alone_its_threshold_moves(start):
     [([], "batches is empty"), ([make_batch(((9,), (5,)))], "no image")],
 )
 def test_data_without_pictures_is_refused(batches, message):
-    model = wrapped()
+    model = spread_out()
     before = state(model)
     with pytest.raises(ValueError, match=message):
         tp.calibrate(model, batches, 18.0)
@@ -174,7 +175,7 @@ def test_data_without_pictures_is_refused(batches, message):
 
 
 def test_rows_without_a_picture_do_not_count():
-    model = wrapped()
+    model = spread_out()
     mixed = [make_batch(((4, IMAGE, 6), (20,))), make_batch(((9,),))]
     found = tp.calibrate(model, mixed, 20.0)
     alone = measured(model, mixed[:1])[:, 0]
@@ -184,13 +185,13 @@ def test_rows_without_a_picture_do_not_count():
 
 @pytest.mark.parametrize("target", [[], "144", None])
 def test_a_target_that_is_none_is_refused(target):
-    model = wrapped()
+    model = spread_out()
     with pytest.raises(ValueError, match="target_tokens"):
         tp.calibrate(model, data(range(1)), target)
 
 
 def test_a_failure_in_the_middle_leaves_everything_as_it_was():
-    model = wrapped().train()
+    model = spread_out().train()
     broken = {**make_batch(PROMPTS), "pixel_values": torch.zeros(1, 3, 24, 24)}
     before = state(model)
     with pytest.raises(ValueError, match="image"):
@@ -201,7 +202,7 @@ def test_a_failure_in_the_middle_leaves_everything_as_it_was():
 
 
 def test_modes_parameters_and_grad_flags_are_given_back():
-    model = wrapped().train()
+    model = spread_out().train()
     model.model.vision_tower.eval()
     tp.train_only_heads(model)
     modes = {name: module.training for name, module in model.named_modules()}
@@ -219,7 +220,7 @@ def test_labels_tell_answers_from_prompts():
     """Answers in the data do not change what is found; mistaken for prompts they would."""
     found = []
     for word in (5, 9):
-        model = wrapped()
+        model = spread_out()
         batch = with_labels(make_batch(PROMPTS, padding="left"), answer=2)
         answers = batch["labels"] != -100
         batch["input_ids"] = batch["input_ids"].masked_fill(answers, word)
@@ -230,7 +231,7 @@ def test_labels_tell_answers_from_prompts():
 
 
 def test_set_budget_goes_between_what_was_calibrated():
-    model = wrapped()
+    model = spread_out()
     with pytest.raises(ValueError, match=r"outside the calibrated budgets \[\].*calibrate"):
         tp.set_budget(model, 20.0)
     batches = data(range(2))
@@ -256,7 +257,7 @@ def test_set_budget_goes_between_what_was_calibrated():
 
 
 def test_set_budget_takes_the_wider_cap():
-    model, batches = wrapped(), data(range(1))
+    model, batches = spread_out(), data(range(1))
     tp.calibrate(model, batches, 16.0, max_kept=10)
     tp.calibrate(model, batches, 20.0, max_kept=22)
     tp.set_budget(model, 18.0)
@@ -269,7 +270,7 @@ def test_set_budget_takes_the_wider_cap():
 
 
 def test_calibrating_again_replaces_a_budget():
-    model, batches = wrapped(), data(range(1))
+    model, batches = spread_out(), data(range(1))
     tp.calibrate(model, batches, [16.0, 20.0])
     tp.calibrate(model, batches, 16.0, max_kept=9)
     assert [(b["tokens"], b["max_kept"]) for b in state(model)["budgets"]] == [

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -28,6 +27,7 @@ from .families import FAMILIES, Family
 from .families.base import release
 from .support.config_strategies import has_tower_needs, layered_configs
 from .support.tolerance import assert_close
+from .support.wrapping import hooks_of, wrapped
 
 # Wider than any grid here, and one more for tokens without a place.
 _MOST = 64
@@ -127,15 +127,6 @@ def cases(family: Family) -> st.SearchStrategy[Case]:
     )
 
 
-@contextmanager
-def wrapped(model: Any, method: Method) -> Iterator[None]:
-    tp.wrap(model, method)
-    try:
-        yield
-    finally:
-        tp.unwrap(model)
-
-
 @cache
 def built(name: str, attn: str = "sdpa") -> Any:
     return FAMILIES[name].build(attn=attn)
@@ -180,10 +171,6 @@ def over(examples: int, limit: str = "") -> Callable[[Callable[..., Any]], Any]:
         return pytest.mark.parametrize("name", names)(run)
 
     return decorate
-
-
-def hooks_of(model: Any) -> list[Any]:
-    return [[*m._forward_hooks, *m._forward_pre_hooks] for m in model.modules()]
 
 
 @over(4)

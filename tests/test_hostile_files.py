@@ -35,7 +35,7 @@ from .support.heads_files import (
     write,
     write_older,
 )
-from .support.saver_process import wrapped
+from .support.saver_process import new_model
 from .support.tiny_llava import tiny_llava
 
 FIRST = "thresholds.0.project.weight"
@@ -45,14 +45,14 @@ FIRST = "thresholds.0.project.weight"
 def models() -> tuple[Any, Any]:
     """One model to wrap and one wrapped, whose heads are others than those saved."""
     torch.manual_seed(1)
-    return tiny_llava(), wrapped()
+    return tiny_llava(), new_model()
 
 
 @cache
 def saved() -> tuple[bytes, str, dict[str, torch.Tensor]]:
     """A file of heads with a budget: its content, its JSON and its tensors."""
     torch.manual_seed(0)
-    model = wrapped()
+    model = new_model()
     method: Any = engine_of(model).method
     method.shifts, method.max_kept = [0.25, -0.5], 30
     method.budgets = [{"tokens": 18.0, "shifts": [0.25, -0.5], "max_kept": 30}]
@@ -362,10 +362,10 @@ def sparse(path: Path, size: int, start: bool = False) -> None:
 MEASURE = """
 import resource, sys
 from tests.support.tiny_llava import tiny_llava
-from tests.support.saver_process import wrapped
+from tests.support.saver_process import new_model
 import tokenprune as tp
 
-models = [tiny_llava(), wrapped()]
+models = [tiny_llava(), new_model()]
 tp.load_heads(models[1], sys.argv[1])
 for folder in sys.argv[2:]:
     for load, model in zip((tp.wrap, tp.load_heads), models):

@@ -1,6 +1,5 @@
 """Invariant 1: everything kept, paused or unwrapped, the model is bit for bit what it was."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -15,21 +14,9 @@ from tokenprune.engine import ATTRIBUTE
 from .support.scripted_method import attach, scripted
 from .support.strategies import LAYERS, Case, cases, model_of
 from .support.tiny_llava import IMAGE, cache_of, make_batch, on_cache, tiny_llava, with_labels
+from .support.wrapping import config_of, hooks_of
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-HOOKS = [
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_state_dict_hooks",
-    "_state_dict_pre_hooks",
-    "_load_state_dict_pre_hooks",
-    "_load_state_dict_post_hooks",
-]
 GENERATE = [
     {"do_sample": False},
     {"do_sample": False, "num_beams": 3},
@@ -59,20 +46,6 @@ def assert_same(actual: dict, expected: dict) -> None:
 
 def all_true(case: Case) -> torch.Tensor:
     return case.script().all(True)
-
-
-def config_of(model: nn.Module) -> str:
-    text = model.config.get_text_config(decoder=True)
-    names = [c._attn_implementation for c in (model.config, text, model.config.vision_config)]
-    return json.dumps([model.config.to_dict(), names], default=str, sort_keys=True)
-
-
-def hooks_of(model: nn.Module) -> dict:
-    return {
-        (name, kind): list(getattr(module, kind))
-        for name, module in model.named_modules()
-        for kind in HOOKS
-    }
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

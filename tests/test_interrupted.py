@@ -20,8 +20,8 @@ from tokenprune.engine.passes import observed
 from .support.case_counts import count
 from .support.strategies import LAYERS, model_of
 from .support.tiny_llava import IMAGE, make_batch, with_labels
+from .support.wrapping import hook_count, nothing_runs
 from .test_methods import EVERY, ids
-from .test_threads import hook_count
 
 PROMPTS = ((4, IMAGE, 3), (2, IMAGE, IMAGE, 6), (5,))
 ERRORS = (torch.OutOfMemoryError, KeyboardInterrupt)
@@ -132,8 +132,7 @@ def assert_equal(found: list[Tensor], wanted: list[Tensor], what: str) -> None:
 
 
 def assert_nothing_runs(what: str) -> None:
-    assert calls._STACK.get() == (), what
-    assert calls._PAUSED.get() == (), what
+    assert nothing_runs(), what
     assert calls._GENERATION.get() is None, what
 
 

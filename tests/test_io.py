@@ -26,6 +26,7 @@ from .support.heads_files import (
     write_older,
 )
 from .support.tiny_llava import IMAGE, make_batch, tiny_llava
+from .support.wrapping import hooks_of, wrapped_llava
 
 LAYERS = (1, 3)
 
@@ -45,8 +46,8 @@ def base(**options):
     return tiny_llava(**options)
 
 
-def wrapped(seed=0, layers=6, **options):
-    model = tp.wrap(base(layers=layers), config(**options))
+def atp_llava(seed=0, layers=6, **options):
+    model = wrapped_llava(config(**options), layers=layers)
     torch.manual_seed(seed)
     for parameter in engine_of(model).parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -60,7 +61,7 @@ def method(model):
 @pytest.fixture
 def heads(tmp_path):
     """Saved heads with a budget set, and the model they are of."""
-    model = wrapped()
+    model = atp_llava()
     method(model).load_runtime_state(
         {
             "shifts": [0.25, -0.5],
@@ -87,7 +88,7 @@ def test_heads_come_back_bit_for_bit(heads, how):
     if how == "wrap":
         other = tp.wrap(base(), folder)
     else:
-        other = wrapped(seed=5)
+        other = atp_llava(seed=5)
         assert not torch.equal(run(other)[0], expected)
         tp.load_heads(other, str(folder))
     assert engine_of(other).config == engine_of(model).config
@@ -102,7 +103,7 @@ def test_heads_come_back_bit_for_bit(heads, how):
 
 
 def test_a_budget_survives_and_can_be_moved(tmp_path):
-    model = wrapped()
+    model = atp_llava()
     tp.calibrate(model, [make_batch(((4, IMAGE, 6),))], [16.0, 24.0])
     folder = tp.save_heads(model, tmp_path)
     other = tp.wrap(base(), folder)
@@ -142,7 +143,7 @@ def test_a_file_written_by_hand_loads(heads, tmp_path):
 def test_the_files_mode_follows_the_umask(tmp_path, umask):
     before = os.umask(umask)
     try:
-        folder = tp.save_heads(wrapped(), tmp_path / "heads")
+        folder = tp.save_heads(atp_llava(), tmp_path / "heads")
     finally:
         os.umask(before)
     assert stat.S_IMODE((folder / HEADS).stat().st_mode) == 0o666 & ~umask
@@ -164,7 +165,7 @@ def test_an_older_folder_loads(older, how):
     if how == "wrap":
         other = tp.wrap(base(), folder)
     else:
-        tp.load_heads(other := wrapped(seed=5), folder)
+        tp.load_heads(other := atp_llava(seed=5), folder)
     assert io.read_config(folder) == engine_of(model).config
     assert method(other).runtime_state() == method(model).runtime_state()
     assert torch.equal(run(other)[0], run(model)[0])
@@ -172,7 +173,7 @@ def test_an_older_folder_loads(older, how):
 
 def test_saving_to_an_older_folder_leaves_one_file(older):
     _, folder = older
-    new = wrapped(seed=7)
+    new = atp_llava(seed=7)
     tp.save_heads(new, folder)
     assert [p.name for p in folder.iterdir()] == [HEADS]
     assert torch.equal(run(tp.wrap(base(), folder))[0], run(new)[0])
@@ -194,14 +195,14 @@ def test_the_older_json_is_not_believed_beside_a_new_file(older):
 def test_an_older_folder_saved_to_while_it_is_read(older, monkeypatch):
     """The reader has opened the old heads, and finds their JSON gone: it reads the new file."""
     _, folder = older
-    new, reading = wrapped(seed=7), saved._older
+    new, reading = atp_llava(seed=7), saved._older
 
     def late(*args):
         tp.save_heads(new, folder)
         return reading(*args)
 
     monkeypatch.setattr(saved, "_older", late)
-    tp.load_heads(other := wrapped(seed=5), folder)
+    tp.load_heads(other := atp_llava(seed=5), folder)
     assert torch.equal(run(other)[0], run(new)[0])
 
 
@@ -212,7 +213,7 @@ def test_nothing_is_unpickled(heads, monkeypatch):
     for name in ("load", "loads", "Unpickler"):
         monkeypatch.setattr(pickle, name, refuse)
     monkeypatch.setattr(torch, "load", refuse)
-    tp.load_heads(wrapped(seed=3), heads[1])
+    tp.load_heads(atp_llava(seed=3), heads[1])
 
 
 def test_half_precision_models_keep_their_heads_exact(tmp_path):
@@ -406,11 +407,11 @@ def test_other_float_dtypes_load_as_float32(heads, dtype):
 
 def test_heads_beyond_a_half_precision_models_range_are_refused(tmp_path):
     """The heads were cast with the model after wrapping: what is finite in float32 is not there."""
-    model = wrapped()
+    model = atp_llava()
     with torch.no_grad():
         method(model).state_dict()[FIRST].fill_(1e6)
     folder = tp.save_heads(model, tmp_path)
-    half = wrapped(seed=3).half()
+    half = atp_llava(seed=3).half()
     with pytest.raises(ValueError, match=rf"{FIRST}: not finite in torch\.float16"):
         tp.load_heads(half, folder)
 
@@ -456,7 +457,7 @@ def test_loading_a_damaged_older_folder_leaves_the_model_as_it_was(older, name):
 
 
 def refuses_to_load(folder, error, message):
-    model = wrapped(seed=4)
+    model = atp_llava(seed=4)
     method(model).shifts = [0.125, 0.5]
     before = {key: value.clone() for key, value in model.state_dict().items()}
     runtime, logits = method(model).runtime_state(), run(model)[0]
@@ -466,11 +467,6 @@ def refuses_to_load(folder, error, message):
     assert all(torch.equal(v, before[key]) for key, v in model.state_dict().items())
     assert method(model).runtime_state() == runtime
     assert torch.equal(run(model)[0], logits)
-
-
-def hooks_of(model):
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_state_dict_hooks")
-    return {(n, k): len(getattr(m, k)) for n, m in model.named_modules() for k in kinds}
 
 
 @pytest.mark.parametrize("name", DAMAGES)
@@ -495,11 +491,11 @@ def test_wrapping_with_damaged_heads_leaves_the_model_unwrapped(heads, name):
 def test_heads_of_another_depth_or_configuration_name_the_difference(heads):
     folder = heads[1]
     with pytest.raises(ValueError, match="num_layers: saved 6, this model 5"):
-        tp.load_heads(wrapped(layers=5), folder)
+        tp.load_heads(atp_llava(layers=5), folder)
     with pytest.raises(ValueError, match="num_layers: saved 6, this model 5"):
         tp.wrap(base(layers=5), folder)
     with pytest.raises(ValueError, match=r"config\.hidden: saved 8, this model 16"):
-        tp.load_heads(wrapped(hidden=16), folder)
+        tp.load_heads(atp_llava(hidden=16), folder)
     with pytest.raises(ValueError, match=r"config\.layers: saved \[1, 3\], this model \[1, 2\]"):
         tp.load_heads(tp.wrap(base(), config(layers=(1, 2))), folder)
     other = tp.wrap(base(), tp.RandomConfig(layers=LAYERS, keep=(18, 9)))
@@ -511,7 +507,7 @@ def test_heads_of_another_depth_or_configuration_name_the_difference(heads):
 def test_no_heads_there_is_said_at_once(source):
     started = time.monotonic()
     model = base()
-    for call in (lambda: tp.wrap(model, source), lambda: tp.load_heads(wrapped(), source)):
+    for call in (lambda: tp.wrap(model, source), lambda: tp.load_heads(atp_llava(), source)):
         with pytest.raises(FileNotFoundError, match=r"not a folder here.*Check the path") as error:
             call()
         assert source in str(error.value)
@@ -619,8 +615,8 @@ def test_a_path_of_5000_characters(tmp_path):
     with pytest.raises(
         OSError, match=r"written to .{200}\.\.\. \(\d+ characters\) \(File name too long\)"
     ):
-        tp.save_heads(wrapped(), long)
-    for call in (lambda: tp.load_heads(wrapped(), long), lambda: tp.wrap(base(), str(long))):
+        tp.save_heads(atp_llava(), long)
+    for call in (lambda: tp.load_heads(atp_llava(), long), lambda: tp.wrap(base(), str(long))):
         with pytest.raises(FileNotFoundError, match=r"x\.\.\. \(\d+ characters\) is not a folder"):
             call()
 
@@ -633,7 +629,7 @@ def test_a_path_that_is_a_file(heads, tmp_path):
         tp.save_heads(model, folder / HEADS / "deeper")
     for call in (tp.load_heads, tp.wrap):
         with pytest.raises(ValueError, match="is a file: expected the folder it lies in"):
-            call(wrapped() if call is tp.load_heads else base(), folder / HEADS)
+            call(atp_llava() if call is tp.load_heads else base(), folder / HEADS)
     tp.wrap(base(), folder)
 
 
@@ -641,7 +637,7 @@ def test_a_path_that_is_a_file(heads, tmp_path):
 def test_what_is_no_path(given):
     for call in (tp.save_heads, tp.load_heads):
         with pytest.raises(ValueError, match="expected a path"):
-            call(wrapped(), given)
+            call(atp_llava(), given)
 
 
 def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
@@ -652,4 +648,4 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
 
     monkeypatch.setattr(atomic.os, "open", refuse)
     with pytest.raises(PermissionError, match=r"cannot be written to .*\(Permission denied\)"):
-        tp.save_heads(wrapped(), tmp_path)
+        tp.save_heads(atp_llava(), tmp_path)

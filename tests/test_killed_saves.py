@@ -17,7 +17,7 @@ import tokenprune as tp
 
 from .support.case_counts import count
 from .support.heads_files import CONFIG, HEADS, read, write_older
-from .support.saver_process import Savers, savers, set_all, value_of, wrapped
+from .support.saver_process import Savers, new_model, savers, set_all, value_of
 
 KILLS = int(os.environ.get("KILLS", "10"))
 
@@ -45,7 +45,7 @@ def wait_for(child_has_saved: Path, before: float) -> None:
 
 
 def test_a_kill_at_any_time_leaves_heads_that_load(process: Savers, tmp_path: Path) -> None:
-    folder, model, draw = tmp_path / "heads", wrapped(), random.Random(0)
+    folder, model, draw = tmp_path / "heads", new_model(), random.Random(0)
     set_all(model, 0)
     tp.save_heads(model, folder)
     left = 0
@@ -70,7 +70,7 @@ def test_a_kill_at_any_time_leaves_heads_that_load(process: Savers, tmp_path: Pa
 
 def test_a_kill_between_the_write_and_the_rename(process: Savers, tmp_path: Path) -> None:
     """The temporary file is whole and stays; the next save removes it."""
-    folder, model = tmp_path / "heads", wrapped()
+    folder, model = tmp_path / "heads", new_model()
     set_all(model, 1)
     tp.save_heads(model, folder)
     child = process.start(folder, 2, how="die")
@@ -88,7 +88,7 @@ def test_a_kill_between_the_write_and_the_rename(process: Savers, tmp_path: Path
 
 def test_the_first_save_to_an_older_folder_is_killed(process: Savers, tmp_path: Path) -> None:
     """The old pair is whole, and the next save ends it."""
-    model = wrapped()
+    model = new_model()
     set_all(model, 1)
     folder = write_older(tmp_path / "older", *read(tp.save_heads(model, tmp_path / "new")))
     child = process.start(folder, 2, how="die")
@@ -106,7 +106,7 @@ def test_the_first_save_to_an_older_folder_is_killed(process: Savers, tmp_path: 
 
 def test_two_savers_beside_a_reader(process: Savers, tmp_path: Path) -> None:
     """No load fails, each is one save of one of them, and neither removes the other's file."""
-    folder, model = tmp_path / "heads", wrapped()
+    folder, model = tmp_path / "heads", new_model()
     set_all(model, 0)
     tp.save_heads(model, folder)
     children = [process.start(folder, first, step=2) for first in (2, 3)]

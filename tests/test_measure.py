@@ -18,15 +18,13 @@ from tokenprune.measure.cost import DecoderShape
 from tokenprune.measure.draw import _CAPTION, _MARGIN
 
 from .support.tiny_llava import IMAGE, SIDE, VISUAL_TOKENS, cache_of, make_batch, tiny_llava
+from .support.wrapping import wrapped_llava
 
 NUM_LAYERS = 6
 LAYERS = (1, 3)
 
 
-def wrapped(attn="sdpa"):
-    torch.manual_seed(0)
-    model = tiny_llava(attn, layers=NUM_LAYERS)
-    return tp.wrap(model, tp.ATPConfig(layers=LAYERS, target_tokens=18.0, start_spatial=1.0))
+CONFIG = tp.ATPConfig(layers=LAYERS, target_tokens=18.0, start_spatial=1.0)
 
 
 @torch.no_grad()
@@ -37,7 +35,7 @@ def run(model, batch):
 
 @pytest.fixture(scope="module")
 def shared():
-    return wrapped()
+    return wrapped_llava(CONFIG)
 
 
 def prompts():
@@ -111,7 +109,7 @@ def test_a_method_without_thresholds_reports_none():
 
 
 def test_stats_before_any_image_say_what_to_do():
-    model = wrapped()
+    model = wrapped_llava(CONFIG)
     with pytest.raises(RuntimeError, match="run the model first"):
         tp.stats(model)
     model(**make_batch(((9,),)))
@@ -145,7 +143,7 @@ def test_prefill_flops_are_what_a_counter_counts():
     Left out of both: norms, rotary embeddings, softmax. Left out of the formula: reading the
     attention received at the two layers that a module follows, so these are bounded from below.
     """
-    model = wrapped("eager")
+    model = wrapped_llava(CONFIG, attn="eager")
     batch = make_batch(((4, IMAGE, 6),))
 
     def counted():

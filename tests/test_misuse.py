@@ -16,7 +16,7 @@ import tokenprune as tp
 
 from .support.strategies import LAYERS
 from .support.tiny_llava import IMAGE, make_batch, tiny_llava, with_labels
-from .test_threads import hook_count, no_frames
+from .support.wrapping import hook_count, nothing_runs, wrapped_llava
 
 CONFIG = tp.ATPConfig(layers=(0, 2), target_tokens=20)
 BATCH = make_batch([(3, IMAGE, 4), (6,)])
@@ -24,8 +24,7 @@ BATCH = make_batch([(3, IMAGE, 4), (6,)])
 
 @pytest.fixture
 def wrapped() -> Any:
-    torch.manual_seed(0)
-    return tp.wrap(tiny_llava(layers=LAYERS), CONFIG)
+    return wrapped_llava(CONFIG, layers=LAYERS)
 
 
 def in_thread(job: Callable[[], Any]) -> Any:
@@ -61,7 +60,7 @@ def test_paused_is_left_in_another_thread(wrapped: nn.Module) -> None:
     with tp.paused(wrapped):
         assert torch.equal(wrapped(**BATCH).logits, plain)
     assert torch.equal(wrapped(**BATCH).logits, pruned)
-    assert no_frames()
+    assert nothing_runs()
 
 
 @torch.no_grad()
@@ -74,7 +73,7 @@ def test_paused_is_left_in_any_order(wrapped: nn.Module) -> None:
     assert not torch.equal(wrapped(**BATCH).logits, pruned)
     inner.__exit__(None, None, None)
     assert torch.equal(wrapped(**BATCH).logits, pruned)
-    assert no_frames()
+    assert nothing_runs()
 
 
 @torch.no_grad()
@@ -139,7 +138,7 @@ def test_unwrap_inside_a_forward(wrapped: Any, way: str, place: str) -> None:
         handle.remove()
     assert refused
     assert torch.equal(found, wanted)
-    assert no_frames()
+    assert nothing_runs()
     tp.unwrap(wrapped)
     assert not hasattr(wrapped, "tokenprune")
 
@@ -156,7 +155,7 @@ def test_unwrap_between_the_steps_of_generate(wrapped: Any) -> None:
 
     found = wrapped.generate(**BATCH, **asked, stopping_criteria=[unwrap])
     assert torch.equal(found, wanted)
-    assert no_frames()
+    assert nothing_runs()
 
 
 @pytest.mark.parametrize("place", places(tiny_llava()))
@@ -175,10 +174,10 @@ def test_wrap_inside_a_forward(place: str) -> None:
     found = model(**BATCH).logits
     handle.remove()
     assert torch.equal(found, plain)
-    assert no_frames()
+    assert nothing_runs()
     pruned = model(**BATCH).logits
     assert not torch.equal(pruned, plain)
-    assert no_frames()
+    assert nothing_runs()
     tp.unwrap(model)
     torch.manual_seed(0)
     tp.wrap(model, CONFIG)
@@ -197,7 +196,7 @@ def test_wrap_twice_inside_a_forward(wrapped: Any) -> None:
     handle = wrapped.model.language_model.layers[2].register_forward_hook(wrap)
     assert torch.equal(wrapped(**BATCH).logits, wanted)
     handle.remove()
-    assert no_frames()
+    assert nothing_runs()
 
 
 # Not a wrapped model -----------------------------------------------------------------------------

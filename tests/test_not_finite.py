@@ -15,20 +15,11 @@ from tokenprune.config import MethodConfig
 
 from .support.strategies import LAYERS, model_of
 from .support.tiny_llava import IMAGE, IMAGE_TOKEN, make_batch, tiny_llava, with_labels
+from .support.wrapping import wrapped
 from .test_methods import EVERY, ids
 
 PROMPTS = ((4, IMAGE, 3), (2, IMAGE, 6), (8,))
 ATP = tp.ATPConfig(layers=(0, 2), target_tokens=20)
-
-
-@contextmanager
-def wrapped(model: Any, config: MethodConfig) -> Iterator[Any]:
-    torch.manual_seed(0)
-    tp.wrap(model, config)
-    try:
-        yield model
-    finally:
-        tp.unwrap(model)
 
 
 @contextmanager

@@ -8,10 +8,6 @@ to its pixels, differs from itself too: see `at_a_tie`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -30,22 +26,10 @@ from .support.reference_decoder import Reference
 from .support.strategies import model_of
 from .support.tiny_llava import IMAGE, PAD, Batch, is_text, row_alone
 from .support.tolerance import TOLERANCE, assert_close
+from .support.wrapping import wrapped
 
 # A third of the profile's examples for each method and property.
 few = settings(max_examples=max(settings().max_examples // 3, 1))
-
-
-@contextmanager
-def wrapped(config: MethodConfig, seed: int, attn: str = "sdpa") -> Iterator[Any]:
-    """The model wrapped, with heads drawn from a seed."""
-    model = model_of(attn)
-    torch.manual_seed(seed)
-    tp.wrap(model, config)
-    try:
-        with torch.no_grad():
-            yield model
-    finally:
-        tp.unwrap(model)
 
 
 def methods(but_random: str | None = None) -> pytest.MarkDecorator:
@@ -66,7 +50,7 @@ def test_a_row_of_a_batch_is_that_row_alone(
     config = data.draw(drawn_configs(method))
     batch = ragged.batch()
     count("batches")
-    with wrapped(config, ragged.seed, attn) as model:
+    with wrapped(model_of(attn), config, ragged.seed) as model, torch.no_grad():
         logits = model(**batch).logits
         alive = alive_of(model, batch)
 
@@ -95,7 +79,7 @@ def test_random_keeps_its_counts(config: MethodConfig, ragged: Ragged) -> None:
     batch = ragged.batch()
     if "pixel_values" not in batch:
         return
-    with wrapped(config, ragged.seed) as model:
+    with wrapped(model_of(), config, ragged.seed) as model, torch.no_grad():
         model(**batch)
         stats = tp.stats(model)
     ends_in_image = torch.tensor([prompt[-1] == IMAGE for prompt in ragged.prompts])
@@ -128,7 +112,7 @@ def test_dropping_is_masking(method: str, data: st.DataObject, ragged: Ragged, a
     """With the method's own kept sets, of which it is only known that text stays."""
     config = data.draw(drawn_configs(method))
     batch = ragged.batch()
-    with wrapped(config, ragged.seed, attn) as model:
+    with wrapped(model_of(attn), config, ragged.seed) as model, torch.no_grad():
         out = model(**batch, output_hidden_states=True)
         alive = alive_of(model, batch)
         reference = Reference(model)
@@ -157,7 +141,7 @@ def test_generate(method: str, data: st.DataObject, ragged: Ragged, beams: int) 
     """Cached is uncached is each row alone; and each word is the best by the masked reference."""
     config = data.draw(drawn_configs(method))
     batch = ragged.batch("left")
-    with wrapped(config, ragged.seed) as model:
+    with wrapped(model_of(), config, ragged.seed) as model, torch.no_grad():
 
         def words(some: Batch, use_cache: bool = True) -> list[list[int]]:
             ids = model.generate(

@@ -11,28 +11,20 @@ import torch
 from torch import nn
 
 import tokenprune as tp
-from tokenprune.engine import Engine, calls
+from tokenprune.engine import Engine
 
 from .support.scripted_method import scripted
 from .support.strategies import LAYERS
 from .support.tiny_llava import IMAGE, Batch, make_batch, tiny_llava
+from .support.wrapping import hook_count, nothing_runs, wrapped_llava
 
 NOTHING = torch.zeros(1, 1, 2, 6, 6, dtype=torch.bool)
 
 
 @pytest.fixture
 def wrapped() -> Any:
-    model = tiny_llava(layers=LAYERS)
-    torch.manual_seed(0)
-    return tp.wrap(model, tp.ATPConfig(layers=(0, 2), target_tokens=20, start_spatial=0.5))
-
-
-def hook_count(model: nn.Module) -> int:
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
-
-
-def no_frames() -> bool:
-    return calls._STACK.get() == () and calls._PAUSED.get() == ()
+    config = tp.ATPConfig(layers=(0, 2), target_tokens=20, start_spatial=0.5)
+    return wrapped_llava(config, layers=LAYERS)
 
 
 def in_threads(jobs: list[Callable[[], Any]]) -> list[Any]:
@@ -72,7 +64,7 @@ def test_threads_on_one_model(wrapped: nn.Module) -> None:
                 else:
                     logits = wrapped(**batches[n]).logits
                     found.append((logits, tp.stats(wrapped).kept))
-            assert no_frames()
+            assert nothing_runs()
             return found
 
         return work
@@ -126,9 +118,9 @@ def test_exception_in_a_layer(wrapped: nn.Module, layer: int, error: type) -> No
         with pytest.raises(error, match="stopped"):
             wrapped(**batch)
         handle.remove()
-        assert no_frames()
+        assert nothing_runs()
         assert torch.equal(wrapped(**batch).logits, wanted)
-        assert no_frames()
+        assert nothing_runs()
 
 
 def test_exception_in_the_core(wrapped: nn.Module) -> None:
@@ -139,14 +131,14 @@ def test_exception_in_the_core(wrapped: nn.Module) -> None:
         bad = {**make_batch([(3, IMAGE, 2, IMAGE, 4)]), "pixel_values": good["pixel_values"]}
         with pytest.raises(ValueError, match="do not match"):
             wrapped(**bad)
-        assert no_frames()
+        assert nothing_runs()
         assert torch.equal(wrapped(**good).logits, wanted)
 
 
 def test_wrong_arguments_are_the_models_to_refuse(wrapped: nn.Module) -> None:
     with pytest.raises((TypeError, ValueError)):
         wrapped(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20)
-    assert no_frames()
+    assert nothing_runs()
 
 
 def test_core_called_on_its_own(wrapped: nn.Module) -> None:
@@ -156,7 +148,7 @@ def test_core_called_on_its_own(wrapped: nn.Module) -> None:
         wanted = wrapped(**batch, output_hidden_states=True).hidden_states[-1]
         for _ in range(3):
             assert torch.equal(wrapped.model(**batch).last_hidden_state, wanted)
-            assert no_frames()
+            assert nothing_runs()
         layers = wrapped.model.language_model.layers
 
         def fail(*_: Any) -> None:
@@ -166,9 +158,9 @@ def test_core_called_on_its_own(wrapped: nn.Module) -> None:
         with pytest.raises(KeyboardInterrupt):
             wrapped.model(**batch)
         handle.remove()
-        assert no_frames()
+        assert nothing_runs()
         assert torch.equal(wrapped.model(**batch).last_hidden_state, wanted)
-        assert no_frames()
+        assert nothing_runs()
 
 
 def test_a_wrapped_model_called_inside_another(wrapped: nn.Module) -> None:
@@ -185,7 +177,7 @@ def test_a_wrapped_model_called_inside_another(wrapped: nn.Module) -> None:
         assert torch.equal(wrapped(**batch).logits, wanted)
         handle.remove()
     assert torch.equal(found[0], wanted_inner)
-    assert no_frames()
+    assert nothing_runs()
 
 
 @pytest.mark.parametrize(

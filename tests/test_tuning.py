@@ -37,7 +37,8 @@ def step(model: nn.Module, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
     return loss.detach(), grads
 
 
-def wrapped(model: nn.Module) -> nn.Module:
+def with_heads(model: nn.Module) -> nn.Module:
+    """Wrapped, with the same heads each time."""
     torch.manual_seed(0)
     return tp.wrap(model, CONFIG)
 
@@ -48,14 +49,14 @@ def test_lora_model_prunes_as_its_base_does() -> None:
         model = lora(tiny_llava(layers=LAYERS)).eval()
         merged = copy.deepcopy(model).merge_and_unload()
         plain = model(**batch).logits
-        wrapped(model)
+        with_heads(model)
         logits = model(**batch).logits
         kept = tp.stats(model).kept
         assert not torch.equal(logits, plain)
         assert (kept[-1, :2] < kept[0, :2]).all()
         assert calls._STACK.get() == ()
         # Merged into the weights, the adapter is the same model.
-        wrapped(merged)
+        with_heads(merged)
         torch.testing.assert_close(merged(**batch).logits, logits, rtol=1e-4, atol=1e-4)
         assert (tp.stats(merged).kept == kept).all()
         ids = model.generate(**batch, max_new_tokens=4, do_sample=False)
@@ -65,7 +66,7 @@ def test_lora_model_prunes_as_its_base_does() -> None:
 
 
 def test_lora_trains_beside_the_heads() -> None:
-    model = wrapped(lora(tiny_llava(layers=LAYERS))).train()
+    model = with_heads(lora(tiny_llava(layers=LAYERS))).train()
     loss, grads = step(model, with_labels(make_batch(PROMPTS), 2))
     assert loss.isfinite()
     assert torch.equal(loss, tp.losses(model)["total"].detach())
@@ -112,7 +113,7 @@ def test_checkpointing_changes_nothing(attn: str, training: str, padding: str) -
 def test_checkpoints_around_the_hooks() -> None:
     """Some releases of transformers run a layer's hooks again with it: they decide the same."""
     batch = with_labels(make_batch(PROMPTS), 2)
-    model = wrapped(lora(tiny_llava(layers=LAYERS))).train()
+    model = with_heads(lora(tiny_llava(layers=LAYERS))).train()
     wanted_loss, wanted = step(model, batch)
     calls: list[int] = []
     for layer in engine_of(model).adapter.decoder_layers(model):
@@ -135,7 +136,7 @@ def test_checkpoints_around_the_hooks() -> None:
 def test_checkpointing_with_lora() -> None:
     """Every layer has a gradient to be recomputed for."""
     batch = with_labels(make_batch(PROMPTS), 2)
-    model = wrapped(lora(tiny_llava(layers=LAYERS))).train()
+    model = with_heads(lora(tiny_llava(layers=LAYERS))).train()
     wanted_loss, wanted = step(model, batch)
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     loss, grads = step(model, batch)
@@ -171,7 +172,7 @@ def test_dropping_under_a_checkpoint(monkeypatch: pytest.MonkeyPatch, again: boo
 
 
 def test_reentrant_checkpointing_is_refused() -> None:
-    model = wrapped(tiny_llava(layers=LAYERS)).train()
+    model = with_heads(tiny_llava(layers=LAYERS)).train()
     batch = with_labels(make_batch(PROMPTS), 2)
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
     with pytest.raises(ValueError, match=r"use_reentrant=True loses .*use_reentrant"):
@@ -183,7 +184,7 @@ def test_reentrant_checkpointing_is_refused() -> None:
 
 
 def test_loss_is_the_language_models_plus_the_budgets() -> None:
-    model = wrapped(tiny_llava(layers=LAYERS)).train()
+    model = with_heads(tiny_llava(layers=LAYERS)).train()
     batch = with_labels(make_batch(PROMPTS), 2)
     out = model(**batch)
     parts = {name: float(value.detach()) for name, value in tp.losses(model).items()}
@@ -199,7 +200,7 @@ def test_loss_is_the_language_models_plus_the_budgets() -> None:
 def test_statistics_of_a_training_pass(padding: str) -> None:
     """Padding is left out, and what is kept is what evaluation keeps of the same tokens."""
     batch = make_batch(PROMPTS, padding)
-    model = wrapped(tiny_llava(layers=LAYERS)).train()
+    model = with_heads(tiny_llava(layers=LAYERS)).train()
     model(**batch)
     trained = tp.stats(model)
     assert not (trained.alive & ~batch["attention_mask"].bool().numpy()).any()

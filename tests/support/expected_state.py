@@ -19,13 +19,13 @@ import tokenprune as tp
 from tokenprune.config import MethodConfig
 from tokenprune.engine import ATTRIBUTE, engine_of
 
-from ..test_identity import config_of, hooks_of
 from .config_strategies import merges, merges_between_layers
 from .ragged_batches import alive_of
 from .reference_decoder import Reference
 from .strategies import LAYERS
 from .tiny_llava import Batch, row_alone
 from .tolerance import assert_close
+from .wrapping import config_of, hooks_of
 
 __all__ = ["Conversation", "Plain", "Row", "Settings", "Surface", "draws_as"]
 

@@ -26,14 +26,13 @@ import tokenprune as tp
 from tokenprune import atomic
 from tokenprune.engine import engine_of
 
-from .tiny_llava import tiny_llava
+from .wrapping import wrapped_llava
 
 SCALE = 1024  # a power of two: exact
-CONFIG = tp.ATPConfig(layers=(1, 3), target_tokens=18.0, hidden=8)
 
 
-def wrapped() -> Any:
-    return tp.wrap(tiny_llava(), CONFIG)
+def new_model() -> Any:
+    return wrapped_llava(tp.ATPConfig(layers=(1, 3), target_tokens=18.0, hidden=8))
 
 
 def set_all(model: Any, value: float) -> None:
@@ -116,7 +115,7 @@ def _save(model: Any, how: str, folder: Path, first: int, step: int) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    model = wrapped()
+    model = new_model()
     print("ready", flush=True)
     for line in sys.stdin:
         how, folder, first, step = line.split()
