@@ -113,10 +113,10 @@ def test_heads_that_do_not_load(tmp_path: Path) -> None:
 
 def test_unsupported_attention() -> None:
     model = tiny_llava()
-    model.config.text_config._attn_implementation = "flex_attention"
-    with pytest.raises(ValueError, match=r"'flex_attention' cannot be .*expected one of .*sdpa"):
+    model.config.text_config._attn_implementation = "flash_attention_3"
+    with pytest.raises(ValueError, match=r"'flash_attention_3' cannot be .*expected one of .*sdpa"):
         tp.wrap(model, CONFIG)
-    assert_untouched(model, "flex_attention")
+    assert_untouched(model, "flash_attention_3")
 
 
 def test_unsupported_tower() -> None:
