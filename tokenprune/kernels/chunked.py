@@ -30,7 +30,7 @@ def attention_received(
     lse: Tensor | None = None,
     wanted: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Attention received; see `tokenprune.kernels.attention_received`."""
+    """Compute attention received; see `tokenprune.kernels.attention_received`."""
     weights = weights.float()
     batch, heads, _, width = query.shape
     kv_heads, keys = key.shape[1:3]
@@ -47,30 +47,30 @@ def attention_received(
     with torch.autocast(query.device.type, enabled=False):
         for row in rows:
             own_mask = mask[row] if mask is not None and len(mask) > 1 else mask
-            asking = _span(weights[row].ne(0).any(dim=1))
-            asked = slice(0, keys) if wanted is None else _span(wanted[row])
-            tiles = partial(_tiles, query[row], key[row], own_mask, scaling, softcap, asking)
+            query_span = _span(weights[row].ne(0).any(dim=1))
+            key_span = slice(0, keys) if wanted is None else _span(wanted[row])
+            tiles = partial(_tiles, query[row], key[row], own_mask, scaling, softcap, query_span)
             if lse is None:
                 known = _log_sum_exp(query[row], partial(tiles, slice(0, keys)))
             else:
                 known = lse[row].float()
-            _add(received[row], weights[row], known, partial(tiles, asked))
+            _add(received[row], weights[row], known, partial(tiles, key_span))
     return received / heads, seen_by(weights, mask, keys)
 
 
 def _span(marked: Tensor) -> slice:
-    """From the first to the last position that any row marks, where reading is free: on a CPU."""
+    """Return the span of positions that any row marks, on a CPU; elsewhere all, without waiting."""
     if marked.device.type != "cpu":
         return slice(0, marked.shape[1])
-    places = marked.any(dim=0).nonzero()
-    return slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(0, 0)
+    found = marked.any(dim=0).nonzero()
+    return slice(int(found[0]), int(found[-1]) + 1) if len(found) else slice(0, 0)
 
 
 _Tiles = Callable[[Tensor | None], Iterator[tuple[slice, slice, Tensor, int | None]]]
 
 
 def _log_sum_exp(query: Tensor, tiles: _Tiles) -> Tensor:
-    """Of each query's logits: float32, (batch, kv_heads, shared, queries)."""
+    """Return each query's log-sum-exp: float32, (batch, kv_heads, shared, queries)."""
     total = torch.full(query.shape[:-1], -torch.inf, dtype=torch.float32, device=query.device)
     for rows, _, logits, diagonal in tiles(None):
         if diagonal is not None:
@@ -81,7 +81,7 @@ def _log_sum_exp(query: Tensor, tiles: _Tiles) -> Tensor:
 
 
 def _add(received: Tensor, weights: Tensor, lse: Tensor, tiles: _Tiles) -> None:
-    """Add what some rows of the batch give, summed over their heads."""
+    """Add the attention of some rows of the batch, summed over their heads."""
     for rows, columns, logits, diagonal in tiles(lse):
         attention = logits.exp_()
         if diagonal is not None:
@@ -95,11 +95,11 @@ def _tiles(
     mask: Tensor | None,
     scaling: float,
     softcap: float | None,
-    asking: slice,
-    asked: slice,
+    query_span: slice,
+    key_span: slice,
     minus: Tensor | None,
 ) -> Iterator[tuple[slice, slice, Tensor, int | None]]:
-    """Rows, columns, and the logits less `minus` there; each tile overwrites the one before.
+    """Yield rows, columns, and the logits less `minus` there; each tile overwrites the one before.
 
     Last, the diagonal after which nothing in the tile is visible, if the causal rule cuts it.
 
@@ -110,7 +110,7 @@ def _tiles(
     key : (batch, kv_heads, keys, width)
     mask, scaling, softcap
         As `attention_received` has them.
-    asking, asked : slice
+    query_span, key_span : slice
         The queries and keys that matter.
     minus : float32, (batch, kv_heads, shared, queries), optional
     """
@@ -125,14 +125,16 @@ def _tiles(
     fused = minus if softcap is None else None
     nothing = torch.zeros(1, 1, 1, **single)
     if mask is None:  # the first key is not visible before
-        asking = slice(max(asking.start, asked.start - (keys - queries)), asking.stop)
-    for rows in _slices(asking, height):
+        query_span = slice(
+            max(query_span.start, key_span.start - (keys - queries)), query_span.stop
+        )
+    for rows in _slices(query_span, height):
         count, first = rows.stop - rows.start, keys - queries + rows.start
         left = query[:, :, :, rows].reshape(batch * kv_heads, shared * count, -1).float()
         less = nothing if fused is None else fused[..., rows].reshape(*left.shape[:2], 1)
         # Under the causal rule nothing past the last row is visible.
-        end = asked.stop if mask is not None else min(asked.stop, first + count)
-        for columns in _slices(slice(asked.start, end), width):
+        end = key_span.stop if mask is not None else min(key_span.stop, first + count)
+        for columns in _slices(slice(key_span.start, end), width):
             right = key[:, :, columns].flatten(0, 1).float()
             shape = (*left.shape[:2], right.shape[1])
             logits = torch.baddbmm(
@@ -159,7 +161,7 @@ def _slices(whole: slice, step: int) -> list[slice]:
 
 
 def _hide(logits: Tensor, mask: Tensor) -> None:
-    """A mask's rule on (batch, kv_heads, shared, rows, columns), in place."""
+    """Apply a mask in place to logits of (batch, kv_heads, shared, rows, columns)."""
     mask = mask[:, :, None]
     if mask.dtype != torch.bool:
         logits += mask

@@ -35,26 +35,30 @@ def attention_received(
     softcap: float | None = None,
     lse: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """See `tokenprune.kernels.attention_received`. Heads of up to `WIDEST` bytes."""
+    """Compute attention received, heads being of up to `WIDEST` bytes.
+
+    See `tokenprune.kernels.attention_received`.
+    """
     batch, heads, queries, width = query.shape
     kv_heads, keys = key.shape[1:3]
     weights = weights.float().contiguous()
     groups = weights.shape[1]
     query, key = (part if part.stride(3) == 1 else part.contiguous() for part in (query, key))
-    kind, hidden, told = NO_MASK, 0.0, weights  # any tensor stands for a mask that is not there
+    # Without a mask any tensor does: it is never read.
+    kind, hidden, mask_values = NO_MASK, 0.0, weights
     strides: tuple[int, ...] = (0, 0, 0)
     if mask is not None:
-        told = mask.expand(batch, 1, queries, keys)[:, 0]
-        strides = told.stride()
+        mask_values = mask.expand(batch, 1, queries, keys)[:, 0]
+        strides = mask_values.stride()
         if mask.dtype == torch.bool:
-            kind, told = BOOL_MASK, told.view(torch.uint8)
+            kind, mask_values = BOOL_MASK, mask_values.view(torch.uint8)
         else:
             kind, hidden = FLOAT_MASK, least_visible(mask.dtype)
-    # What both kernels are told of the problem.
+    # The arguments of both kernels.
     common: dict[str, Any] = {
         "query": query,
         "key": key,
-        "mask": told,
+        "mask": mask_values,
         "query_batch": query.stride(0),
         "query_head": query.stride(1),
         "query_row": query.stride(2),
@@ -93,7 +97,17 @@ def attention_received(
 
 
 def tile_sizes(width: int, size: int, groups: int) -> tuple[dict[str, int], dict[str, int]]:
-    """What the two kernels are built for, by a head's width and the bytes of one of its numbers."""
+    """Return the sizes that the two kernels are built for.
+
+    Parameters
+    ----------
+    width : int
+        Of a head.
+    size : int
+        Bytes of one number.
+    groups : int
+        Of queries.
+    """
     head = {"WIDTH": width, "ROOM": max(16, triton.next_power_of_2(width))}
     # What a program keeps, and in what steps it walks over the other side.
     kept, step = 64, 64 // size

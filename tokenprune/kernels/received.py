@@ -28,7 +28,7 @@ def attention_received(
     lse: Tensor | None = None,
     wanted: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Attention that each key receives from groups of queries, heads averaged.
+    """Compute the attention that each key receives from groups of queries, heads averaged.
 
     The (heads, queries, keys) map never exists as a whole: only a tile of rows and columns does.
 
@@ -77,7 +77,7 @@ def _dtype(mask: Tensor | None) -> torch.dtype | None:
 def _fused_works(
     device: torch.device, dtype: torch.dtype, width: int, mask_dtype: torch.dtype | None
 ) -> bool:
-    """Whether Triton is there, can build its kernels for the device, and they are right on it."""
+    """Return whether Triton is there, can build its kernels for the device, and they are right on it."""
     if device.type not in _DEVICES or find_spec("triton") is None:
         return False
     from . import fused

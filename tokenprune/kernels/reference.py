@@ -17,7 +17,7 @@ def attention_received_reference(
     softcap: float | None = None,
     lse: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Attention received, by the full map. Arguments and results as in `attention_received`.
+    """Compute attention received by the full map. Arguments and results as in `attention_received`.
 
     What an attention kernel left as `lse` is not needed.
     """

@@ -23,7 +23,7 @@ NO_MASK, BOOL_MASK, FLOAT_MASK = tl.constexpr(0), tl.constexpr(1), tl.constexpr(
 
 @triton.jit
 def _rows_of(rows, length, pointer, stride, WIDTH: tl.constexpr, ROOM: tl.constexpr):
-    """A tile of so many rows of queries or keys, zeros past their end."""
+    """Load a tile of rows of queries or keys, zeros past their end."""
     width = tl.arange(0, ROOM)
     inside = (rows < length)[:, None] & (width < WIDTH)[None, :]
     at = pointer + rows[:, None].to(tl.int64) * stride + width[None, :]
@@ -45,7 +45,7 @@ def _seen(
     MASK: tl.constexpr,
     CAPPED: tl.constexpr,
 ):
-    """A tile of logits with -inf where a query (of `rows`) does not see a key (of `columns`).
+    """Set a tile of logits to -inf where a query (of `rows`) does not see a key (of `columns`).
 
     One of `rows` and `columns` lies along the tile's first dimension, the other along its second.
     """
@@ -56,11 +56,11 @@ def _seen(
         visible = visible & (columns <= rows + (keys - queries))
     else:
         at = mask + rows.to(tl.int64) * mask_row + columns * mask_column
-        told = tl.load(at, mask=visible, other=0)
+        value = tl.load(at, mask=visible, other=0)
         if MASK == BOOL_MASK:
-            visible = visible & (told != 0)
+            visible = visible & (value != 0)
         else:
-            bias = told.to(tl.float32)
+            bias = value.to(tl.float32)
             logits += bias
             visible = visible & (bias > hidden)
     return tl.where(visible, logits, float("-inf"))
@@ -100,7 +100,7 @@ def sum_rows(
     MASK: tl.constexpr,
     CAPPED: tl.constexpr,
 ):
-    """Each query's log-sum-exp, a block of queries and a head a program."""
+    """Compute each query's log-sum-exp, one program for a block of queries and a head."""
     block = tl.program_id(0)
     batch = (tl.program_id(1) // heads).to(tl.int64)
     head = (tl.program_id(1) % heads).to(tl.int64)
@@ -108,7 +108,7 @@ def sum_rows(
     query += batch * query_batch + head * query_head
     key += batch * key_batch + (head // shared) * key_head
     mask += batch * mask_batch
-    own = _rows_of(rows, queries, query, query_row, WIDTH, ROOM)
+    query_tile = _rows_of(rows, queries, query, query_row, WIDTH, ROOM)
     most = tl.full((ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     end = keys
@@ -116,9 +116,9 @@ def sum_rows(
         end = tl.minimum(keys, (block + 1) * ROWS + keys - queries)
     for start in range(0, end, COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
-        theirs = _rows_of(columns, keys, key, key_row, WIDTH, ROOM)
+        key_tile = _rows_of(columns, keys, key, key_row, WIDTH, ROOM)
         logits = _seen(
-            tl.dot(own, tl.trans(theirs), input_precision="tf32x3") * scaling,
+            tl.dot(query_tile, tl.trans(key_tile), input_precision="tf32x3") * scaling,
             rows[:, None], columns[None, :], mask, mask_row, mask_column, queries, keys,
             softcap, hidden, MASK, CAPPED,
         )  # fmt: skip
@@ -165,7 +165,7 @@ def sum_columns(
     MASK: tl.constexpr,
     CAPPED: tl.constexpr,
 ):
-    """What a block of keys receives in a head, by groups of queries."""
+    """Sum what a block of keys receives in a head, by groups of queries."""
     block = tl.program_id(0)
     batch = (tl.program_id(1) // heads).to(tl.int64)
     head = (tl.program_id(1) % heads).to(tl.int64)
@@ -176,7 +176,7 @@ def sum_columns(
     mask += batch * mask_batch
     lse += (batch * heads + head) * queries
     weights += batch * groups * queries
-    theirs = _rows_of(columns, keys, key, key_row, WIDTH, ROOM)
+    key_tile = _rows_of(columns, keys, key, key_row, WIDTH, ROOM)
     sums = tl.zeros((COLUMNS, GROUPS), tl.float32)
     first = 0
     if MASK == NO_MASK:
@@ -184,9 +184,9 @@ def sum_columns(
         first = tl.maximum(0, block * COLUMNS - (keys - queries)) // ROWS * ROWS
     for start in range(first, queries, ROWS):
         rows = start + tl.arange(0, ROWS)
-        own = _rows_of(rows, queries, query, query_row, WIDTH, ROOM)
+        query_tile = _rows_of(rows, queries, query, query_row, WIDTH, ROOM)
         logits = _seen(
-            tl.dot(theirs, tl.trans(own), input_precision="tf32x3") * scaling,
+            tl.dot(key_tile, tl.trans(query_tile), input_precision="tf32x3") * scaling,
             rows[None, :], columns[:, None], mask, mask_row, mask_column, queries, keys,
             softcap, hidden, MASK, CAPPED,
         )  # fmt: skip

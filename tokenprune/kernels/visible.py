@@ -1,4 +1,4 @@
-"""Who sees which key, by a mask or by the causal rule."""
+"""Which queries see which keys, by a mask or by the causal rule."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ __all__ = ["least_visible", "seen_by", "visible_in"]
 
 
 def least_visible(dtype: torch.dtype) -> float:
-    """The number below which a float mask hides: masks hide by their dtype's minimum."""
+    """Return the number below which a float mask hides: masks hide by their dtype's minimum."""
     return torch.finfo(dtype).min / 2
 
 
 def visible_in(mask: Tensor) -> Tensor:
-    """Where a mask lets a query see a key."""
+    """Return where a mask lets a query see a key: bool, of its shape."""
     return mask if mask.dtype == torch.bool else mask > least_visible(mask.dtype)
 
 
 def seen_by(weights: Tensor, mask: Tensor | None, keys: int) -> Tensor:
-    """For each key, the sum of the weights of the queries that can see it.
+    """Sum, for each key, the weights of the queries that can see it.
 
     Parameters
     ----------

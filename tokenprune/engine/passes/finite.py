@@ -27,7 +27,7 @@ def count_not_finite(states: Tensor, selection: Selection, visual: Tensor) -> di
     dict
         "states", and "scores" and "thresholds" where the selection has them: int64, (batch,) each.
     """
-    # One pass over the states, several times as fast as asking of every number. The sum of
+    # One pass over the states, several times as fast as a check of every number. The sum of
     # half-precision numbers must not overflow in their own dtype.
     total = states.sum(dim=-1, dtype=torch.promote_types(states.dtype, torch.float32))
     counts = {"states": (~total.isfinite().to(visual.device) & visual).sum(dim=1)}

@@ -47,7 +47,7 @@ class LayerAttention:
 
 @dataclass(frozen=True)
 class Observed:
-    """What a method is told of one layer's attention, in `Context`'s terms.
+    """What `Context` holds of one layer's attention.
 
     Attributes
     ----------

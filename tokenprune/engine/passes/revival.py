@@ -64,7 +64,7 @@ class GoneForGood:
     # -- tokens are softened -------------------------------------------------------------------
 
     def weight(self, stage: Stage, weight: Tensor) -> Tensor:
-        """Return how much of each visual token a step is told is there."""
+        """Return how much of each visual token `Context.weight` shows to be there."""
         return weight
 
     def softened(self, weight: Tensor, mask: Tensor) -> Tensor:
