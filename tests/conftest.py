@@ -16,7 +16,6 @@ import torch
 from hypothesis import HealthCheck, Phase, settings
 
 from .support.backends import BACKENDS
-from .support.flex_on_cpu import flex_on_cpu
 
 settings.register_profile(
     "default",
@@ -82,6 +81,8 @@ def _pretended(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _flex_on_cpu() -> Iterator[None]:
+    from .support.flex_on_cpu import flex_on_cpu  # imports Triton, which then reads its setting
+
     with flex_on_cpu():
         yield
 

@@ -139,7 +139,7 @@ def test_what_the_attention_kernel_leaves_is_used(
             model(**case.batch(device, dtype))
     here = [layer for layer in case.layers if layer >= 0]
     assert len(seen) == len(here)
-    if attn == "eager":
+    if attn == "eager" or (attn, device) == ("flex_attention", "cpu"):
         assert all(lse is None for lse in seen)
     elif device == "cpu" and torch.__version__ >= (2, 11) and not case.revives:
         # Older ones leave none where query heads share keys.
