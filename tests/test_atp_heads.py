@@ -12,7 +12,7 @@ from tokenprune.layout import VisualLayout
 from tokenprune.methods.atp import ATP
 from tokenprune.methods.atp.heads import ThresholdHeads, cells_of, lay_on_grid
 from tokenprune.methods.atp.spatial import spatial_score
-from tokenprune.methods.base import Context, Received
+from tokenprune.methods.context import Context, Received
 
 SIDE = 6
 TOKENS = SIDE * SIDE

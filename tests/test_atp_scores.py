@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenprune.methods.atp.scores import cross_score, normalise, redundant_score, self_score
-from tokenprune.methods.base import Received
+from tokenprune.methods.context import Received
 
 # One row of five tokens: text, two visual tokens, two words of text; causal, each row sums to 1.
 MAP = torch.tensor(

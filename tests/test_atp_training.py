@@ -13,7 +13,7 @@ import tokenprune as tp
 from tokenprune.engine import engine_of
 from tokenprune.engine.masks import soften
 from tokenprune.methods.atp.loss import atp_loss, target_loss
-from tokenprune.methods.base import Trace
+from tokenprune.methods.context import Trace
 
 from .support.tiny_llava import IMAGE, VISUAL_TOKENS, is_text, make_batch, tiny_llava, with_labels
 from .support.wrapping import wrapped_llava

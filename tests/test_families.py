@@ -21,7 +21,8 @@ from torch import Tensor
 import tokenprune as tp
 from tokenprune import adapters
 from tokenprune.fields import BEFORE_DECODER
-from tokenprune.methods.base import Context, Method, Selection
+from tokenprune.methods.base import Method
+from tokenprune.methods.context import Context, Selection
 
 from .families import FAMILIES, Family
 from .families.base import release

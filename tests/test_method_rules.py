@@ -19,7 +19,7 @@ import tokenprune as tp
 from tokenprune.config import ModelFacts
 from tokenprune.layout import VisualLayout
 from tokenprune.methods import build
-from tokenprune.methods.base import Context, Received, Tower
+from tokenprune.methods.context import Context, Received, Tower
 from tokenprune.methods.sparsevlm.method import raters
 
 from .support.tiny_llava import IMAGE

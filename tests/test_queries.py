@@ -11,7 +11,7 @@ from hypothesis import given
 import tokenprune as tp
 from tokenprune.engine.passes import observed
 from tokenprune.kernels import attention_received
-from tokenprune.methods.base import Context
+from tokenprune.methods.context import Context
 
 from .support.scripted_method import Scripted, scripted
 from .support.strategies import LAYERS, Case, cases, model_of

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 import tokenprune as tp
-from tokenprune.methods.base import Context, Method, Selection
+from tokenprune.methods.base import Method
+from tokenprune.methods.context import Context, Selection
 
 from .tiny_llava import IMAGE_TOKEN, Batch
 

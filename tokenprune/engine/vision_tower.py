@@ -9,7 +9,7 @@ from einops import einsum, rearrange
 from torch import Tensor
 
 from ..layout import VisualLayout
-from ..methods.base import Tower
+from ..methods.context import Tower
 
 __all__ = ["TowerAttention", "read_tower"]
 

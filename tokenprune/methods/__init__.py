@@ -12,12 +12,12 @@ from typing import Any
 from ..checks import shown
 from ..config import MethodConfig
 from .atp import ATPConfig
-from .base import (
+from .base import Method
+from .context import (
     ATTENTION_NEEDS,
     NEEDS,
     STATE_NEEDS,
     Context,
-    Method,
     Received,
     Selection,
     Tower,

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ..config import PreDecoderConfig
 from ..fields import budget, checked
-from .base import Context, Method, Selection
+from .base import Method
+from .context import Context, Selection
 from .pooling import pooled
 from .registry import register_method
 from .selecting import share_of

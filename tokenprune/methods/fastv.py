@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..config import RankingConfig
 from ..fields import budget, checked
-from .base import Context
+from .context import Context
 from .ranking import RankingMethod
 from .registry import register_method
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import ModelFacts, PreDecoderConfig
 from ..fields import MAX_GRID_SIDE, checked, integer
-from .base import Context, Method, Selection
+from .base import Method
+from .context import Context, Selection
 from .pooling import pooled
 from .registry import register_method
 

@@ -7,7 +7,7 @@ from einops import repeat
 from torch import Tensor
 
 from ..layout import VisualLayout
-from .base import Selection
+from .context import Selection
 
 __all__ = ["group_means", "pooled"]
 

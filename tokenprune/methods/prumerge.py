@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..config import PreDecoderConfig
 from ..fields import MAX_TOKENS, boolean, budget, checked, integer, optional
-from .base import Context, Method, Selection
+from .base import Method
+from .context import Context, Selection
 from .registry import register_method
 from .selecting import evenly, highest, token_counts
 

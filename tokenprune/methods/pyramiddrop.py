@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..config import MultiLayerConfig
 from ..fields import budget, checked, one_for_each_layer
-from .base import Context
+from .context import Context
 from .ranking import RankingMethod
 from .registry import register_method
 

@@ -20,7 +20,7 @@ from ..fields import (
     one_for_each_layer,
     optional,
 )
-from .base import Context
+from .context import Context
 from .ranking import RankingMethod
 from .registry import register_method
 from .selecting import at_step

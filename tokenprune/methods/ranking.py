@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ..config import RankingConfig
-from .base import Context, Method, Selection
+from .base import Method
+from .context import Context, Selection
 from .selecting import at_step, highest, token_counts
 
 __all__ = ["RankingMethod"]

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ..config import RankingConfig
 from ..fields import BEFORE_DECODER, checked, layer_number
-from .base import Context, Method, Selection
+from .base import Method
+from .context import Context, Selection
 from .registry import register_method
 from .selecting import share_of
 

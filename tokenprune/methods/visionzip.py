@@ -9,7 +9,8 @@ import torch.nn.functional as F
 
 from ..config import PreDecoderConfig
 from ..fields import budget, checked, number
-from .base import Context, Method, Selection
+from .base import Method
+from .context import Context, Selection
 from .pooling import group_means
 from .registry import register_method
 from .selecting import evenly, highest, token_counts

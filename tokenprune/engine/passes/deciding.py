@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...methods.base import ATTENTION_NEEDS, Context, Received, Selection, Tower
+from ...methods.context import ATTENTION_NEEDS, Context, Received, Selection, Tower
 from ..record import Decision, Record
 from ..vision_tower import TowerAttention, read_tower
 from .base import Pass

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ...methods.base import Method, Selection
+from ...methods.base import Method
+from ...methods.context import Selection
 
 __all__ = ["count_not_finite", "raise_if_not_finite"]
 

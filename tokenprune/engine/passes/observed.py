@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels import attention_received
-from ...methods.base import Received
+from ...methods.context import Received
 from .query_groups import query_group
 from .stage import Stage
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...methods.base import Selection
+from ...methods.context import Selection
 from ...releases import verified_releases
 from .. import caches, recompute
 from ..arguments import cache_in

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...methods.base import Selection, Trace
+from ...methods.context import Selection, Trace
 from .. import recompute
 from ..record import Decision
 from ..vision_tower import TowerAttention

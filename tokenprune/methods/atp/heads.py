@@ -1,4 +1,4 @@
-"""The threshold heads: the only parameters there are."""
+"""The threshold heads: ATP's only parameters."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ __all__ = ["ThresholdHeads", "cells_of", "lay_on_grid"]
 
 
 def cells_of(layout: VisualLayout, grid: tuple[int, int]) -> Tensor:
-    """Each token's cell of one fixed grid, at its own place: int64, (batch, tokens).
+    """Map each token to its cell of one fixed grid: int64, (batch, tokens).
 
-    One set of heads so serves any resolution. Tokens without a place are in one cell past the end.
+    So one set of heads serves any resolution. Tokens without a place are in one cell past the end.
     """
     rows, cols = grid
     row = layout.row * rows // layout.height.clamp(min=1)
@@ -23,7 +23,7 @@ def cells_of(layout: VisualLayout, grid: tuple[int, int]) -> Tensor:
 
 
 def lay_on_grid(values: Tensor, mask: Tensor, cells: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Mean of the tokens in each cell, over all images of the row; zeros where all are gone.
+    """Average the tokens in each cell, over all images of the row; zeros where all are gone.
 
     Tokens without a place are left out; in a row where none has one, every cell holds their mean.
 
@@ -52,9 +52,9 @@ def lay_on_grid(values: Tensor, mask: Tensor, cells: Tensor, grid: tuple[int, in
 
 
 class ThresholdHeads(nn.Module):
-    """z = Linear(concat(S_self, S_cross)); θ_r = σ(head_r(z)), θ_s = σ(head_s(z)).
+    """Heads that compute both thresholds from the score maps.
 
-    The paper gives no widths, activation or initialisation. Here z passes a GELU, and the heads
+    z = Linear(concat(S_self, S_cross)); θ_r = σ(head_r(z)), θ_s = σ(head_s(z)). The paper gives no widths, activation or initialisation. Here z passes a GELU, and the heads
     start at a constant: small weights, and the biases given.
 
     Parameters
@@ -78,7 +78,7 @@ class ThresholdHeads(nn.Module):
             self.heads.bias.copy_(torch.tensor(start))
 
     def forward(self, maps: Tensor, mask: Tensor, cells: Tensor) -> Tensor:
-        """Logits of θ_r and θ_s.
+        """Compute the logits of θ_r and θ_s.
 
         Parameters
         ----------

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from ...checks import is_number, require, shown
 from ...config import ModelFacts
 from ...fields import MAX_TOKENS, integer, number, optional, tuple_of
-from ..base import Context, Method, Selection, Trace
+from ..base import Method
+from ..context import Context, Selection, Trace
 from ..registry import register_method
 from ..selecting import highest
 from .config import LARGEST_SHIFT, ATPConfig

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..base import Received
+from ..context import Received
 
 __all__ = ["cross_score", "normalise", "redundant_score", "self_score", "text_score"]
 
 
 def self_score(visual: Received, averaging: str) -> Tensor:
-    """S_self: attention received from visual tokens, float32, (batch, tokens).
+    """Compute S_self: attention received from visual tokens, float32, (batch, tokens).
 
     With ``"all"`` the mean is over every visual query, which favours early tokens: under the causal
     rule token j is seen only by queries i ≥ j. With ``"visible"`` it is over those.
@@ -20,7 +20,7 @@ def self_score(visual: Received, averaging: str) -> Tensor:
 
 
 def cross_score(prompt: Received) -> Tensor:
-    """S_cross: attention received from the prompt text that can see the token.
+    """Compute S_cross: attention received from the prompt text that can see the token.
 
     0 where no text can: float32, (batch, tokens).
     """
@@ -30,7 +30,7 @@ def cross_score(prompt: Received) -> Tensor:
 def redundant_score(
     self_map: Tensor, cross_map: Tensor, prompt: Received, sources: tuple[str, ...]
 ) -> Tensor:
-    """S_r = (S_self + S_cross) / 2, or one of them: float32, (batch, tokens).
+    """Compute S_r = (S_self + S_cross) / 2, or one of them: float32, (batch, tokens).
 
     A token that no prompt text can see has no cross score: its self score stands alone.
     """
@@ -42,7 +42,7 @@ def redundant_score(
 
 
 def normalise(score: Tensor, weight: Tensor, how: str) -> Tensor:
-    """Raw attention, near 1/n, brought to where a sigmoid's threshold can work.
+    """Scale raw attention, near 1/n, to where a sigmoid's threshold can work.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ def normalise(score: Tensor, weight: Tensor, how: str) -> Tensor:
 
 
 def text_score(prompt: Received, text: Tensor) -> Tensor:
-    """How much attention each text token receives from the prompt's text, 0.5 at the mean.
+    """Compute how much attention each text token receives from the text, 0.5 at the mean.
 
     x / (1 + x), x being a multiple of the mean over `text`: begin tokens and other sinks, which are
     not in it, do not drown the rest. Not in the paper. float32, (batch, tokens).

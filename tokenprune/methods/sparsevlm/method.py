@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ...config import MultiLayerConfig
 from ...fields import budget, checked, number, one_for_each_layer, optional
-from ..base import Context, Method, Selection
+from ..base import Method
+from ..context import Context, Selection
 from ..registry import register_method
 from ..selecting import at_step, highest, token_counts
 from .recycle import recycled
