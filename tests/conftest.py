@@ -15,7 +15,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
 
-from .support.backends import BACKENDS
+# Before anything imports them: an assertion there shows its values, as one in a test does.
+pytest.register_assert_rewrite("tests.families", "tests.support")
 
 settings.register_profile(
     "default",
@@ -81,7 +82,7 @@ def _pretended(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _flex_on_cpu() -> Iterator[None]:
-    from .support.flex_on_cpu import flex_on_cpu  # imports Triton, which then reads its setting
+    from .support.flex_on_cpu import flex_on_cpu
 
     with flex_on_cpu():
         yield
@@ -106,6 +107,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         both = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
         metafunc.parametrize("device", [only] if only else both)
     if "attn" in metafunc.fixturenames:
+        from .support.backends import BACKENDS
+
         metafunc.parametrize("attn", BACKENDS)
 
 

@@ -3,175 +3,23 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cache
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-import transformers
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tokenprune.adapters import adapter_for
 from torch import Tensor
 
 import tokenprune as tp
-from tokenprune import adapters
 from tokenprune.fields import BEFORE_DECODER
-from tokenprune.methods.base import Method
-from tokenprune.methods.context import Context, Selection
 
 from .families import FAMILIES, Family
-from .families.base import release
+from .families.sweep import Case, Patterned, built, has_tower, logits, over, present
 from .support.config_strategies import has_tower_needs, layered_configs
 from .support.tolerance import assert_close
 from .support.wrapping import hooks_of, wrapped
-
-# Wider than any grid here, and one more for tokens without a place.
-_MOST = 64
-
-
-class Patterned(Method):
-    """Keeps what stands at some rows and columns, in every image alike.
-
-    Parameters
-    ----------
-    layers : tuple of int
-    share : float
-        Of all places, how many each module keeps.
-    seed : int
-    revives : bool
-        Whether tokens come back.
-    needs : sequence of str
-        Asked for, and not used.
-    """
-
-    def __init__(
-        self,
-        layers: tuple[int, ...],
-        share: float,
-        seed: int,
-        revives: bool = False,
-        needs: tuple[str, ...] = (),
-    ) -> None:
-        super().__init__()
-        self.layers = layers
-        self.revives = revives
-        self.needs = frozenset(needs)
-        self.contexts: list[Context] = []
-        generator = torch.Generator().manual_seed(seed)
-        self.table = torch.rand(len(layers), _MOST, _MOST, generator=generator) < share
-
-    def select(self, context: Context) -> Selection:
-        layout = context.layout
-        self.contexts.append(context)
-        return Selection(keep=self.table[context.step, layout.row + 1, layout.col + 1])
-
-    def alive(self, family: Family, model: Any, sample: Any, num_layers: int) -> Tensor:
-        """What each layer must compute on: bool, (num_layers, length)."""
-        length = sample["input_ids"].shape[1]
-        alive = torch.ones(num_layers, length, dtype=torch.bool)
-        for position, _, row, col, _, _ in family.geometry(model, sample):
-            if not family.knows_places(sample):
-                row, col = -1, -1
-            stays = True
-            for layer, table in zip(self.layers, self.table, strict=True):
-                stays = (stays or self.revives) and bool(table[row + 1, col + 1])
-                alive[layer + 1 :, position] = stays
-        return alive
-
-
-@dataclass(frozen=True)
-class Case:
-    """Prompts, and what goes."""
-
-    images: tuple[int, ...]
-    video: bool
-    padding: str
-    first: int
-    gap: int
-    share: float
-    seed: int
-    revives: bool
-
-    def samples(self, family: Family, model: Any) -> list[Any]:
-        return [
-            family.sample(model, images, self.seed + n, video=self.video)
-            for n, images in enumerate(self.images)
-        ]
-
-    def method(self, model: Any) -> Patterned:
-        adapter = adapter_for(model)
-        earliest = adapter.first_layer(model)
-        # Before the first layer too, where no layer adds image features.
-        first = max(earliest + self.first, earliest or -1)
-        second = min(first + self.gap, len(adapter.decoder_layers(model)) - 2)
-        return Patterned((first, second), self.share, self.seed, self.revives)
-
-
-def cases(family: Family) -> st.SearchStrategy[Case]:
-    # Families that want pictures in every row, or none, get them in every row.
-    counts = st.integers(0 if family.text_beside_images else 1, 2)
-    return st.builds(
-        Case,
-        images=st.lists(counts, min_size=1, max_size=3).map(tuple).filter(any),
-        video=st.booleans() if family.videos else st.just(False),
-        padding=st.sampled_from(["left", "right"]),
-        first=st.integers(-1, 1),
-        gap=st.integers(1, 2),
-        share=st.sampled_from([0.0, 0.3, 0.7, 1.0]),
-        seed=st.integers(0, 2**16),
-        revives=st.booleans(),
-    )
-
-
-@cache
-def built(name: str, attn: str = "sdpa") -> Any:
-    return FAMILIES[name].build(attn=attn)
-
-
-def present(batch: Any, row: int) -> Tensor:
-    return batch["attention_mask"][row].bool()
-
-
-@torch.no_grad()
-def logits(model: Any, batch: Any) -> Tensor:
-    return model(**batch).logits
-
-
-def skipped(family: Family, limit: str = "") -> Any:
-    """A family as a parameter, skipped where this release has it not or it cannot do so itself."""
-    reason = f"{family.name}: {family.limits.get(limit)}"
-    if not family.available():
-        reason = f"this transformers has no {family.model} that works"
-    skip = limit in family.limits or not family.available()
-    return pytest.param(family.name, marks=[pytest.mark.skip(reason=reason)] if skip else [])
-
-
-def over(examples: int, limit: str = "") -> Callable[[Callable[..., Any]], Any]:
-    """Run a test on drawn cases of every family that can be pruned."""
-
-    def decorate(test: Callable[..., Any]) -> Any:
-        def run(name: str) -> None:
-            family = FAMILIES[name]
-
-            @settings(max_examples=examples, deadline=None)
-            @given(case=cases(family))
-            def drawn(case: Case) -> None:
-                test(name, family, case)
-
-            drawn()
-
-        run.__name__ = test.__name__
-        run.__doc__ = test.__doc__
-        run.swept = True  # type: ignore[attr-defined]
-        names = [skipped(family, limit) for family in FAMILIES.values() if not family.refused]
-        return pytest.mark.parametrize("name", names)(run)
-
-    return decorate
 
 
 @over(4)
@@ -416,97 +264,3 @@ def test_every_method(name: str, family: Family, case: Case) -> None:
                 assert_close(together[row, last], alone, f"{config.method}, row {row}")
         finally:
             tp.unwrap(model)
-
-
-def has_tower(model: Any) -> bool:
-    try:
-        adapter_for(model).tower(model)
-    except ValueError:
-        return False
-    return True
-
-
-@pytest.mark.parametrize("name", ["llava", "llava_next", "llava_next-mistral", "vipllava"])
-def test_the_towers_patches_are_the_tokens(name: str) -> None:
-    """What the class token says of a patch is said of the token that the patch became."""
-    family, model = FAMILIES[name], built(name)
-    assert has_tower(model)
-
-    @settings(max_examples=8, deadline=None)
-    @given(case=cases(family))
-    def drawn(case: Case) -> None:
-        samples = case.samples(family, model)
-        batch = family.join(model, samples, case.padding)
-        method = Patterned((-1,), 2.0, case.seed)
-        method.tower_layer = -1
-        features = []
-        handle = model.model.multi_modal_projector.register_forward_hook(
-            lambda module, given, output: features.append(output.flatten(0, -2))
-        )
-        with wrapped(model, method):
-            logits(model, batch)
-        handle.remove()
-        context = method.contexts[0]
-        assert context.tower is not None
-        patches = adapter_for(model).patches(model.model, batch)
-        if patches is None:
-            patches = torch.arange(len(features[0]))
-        tokens = context.hidden_states[context.layout.mask]
-        there = patches >= 0
-        assert len(patches) == len(tokens)
-        assert_close(tokens[there], features[0][patches[there]], "features")
-        # A newline is no patch, and has no place in the grid either.
-        assert torch.equal(there, context.layout.row[context.layout.mask] >= 0)
-        spoken = context.tower.attention[context.layout.mask]
-        assert torch.equal(spoken > 0, there)
-
-    drawn()
-
-
-def test_which_families_have_a_tower() -> None:
-    names = {n for n, f in FAMILIES.items() if f.available() and not f.refused}
-    found = {name for name in names if has_tower(built(name))}
-    assert found == {"llava", "llava_next", "llava_next-mistral", "vipllava"} & names
-
-
-@pytest.mark.parametrize("name", [skipped(f) for f in FAMILIES.values() if f.refused])
-def test_what_cannot_be_pruned_is_refused(name: str) -> None:
-    """With the reason, and the model as it was."""
-    model = built(name)
-    hooks = hooks_of(model)
-    with pytest.raises(ValueError, match=FAMILIES[name].refused):
-        tp.wrap(model)
-    assert hooks_of(model) == hooks
-    assert not hasattr(model, "tokenprune")
-
-
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        ("MllamaForConditionalGeneration", "reads the image by cross-attention"),
-        ("Florence2ForConditionalGeneration", "encoder-decoder"),
-        ("Qwen3_5ForConditionalGeneration", "recurrent layers"),
-        ("GitForCausalLM", "no image_token_id"),
-        ("LlamaForCausalLM", "not take both input_ids and pixel_values"),
-    ],
-)
-def test_designs_without_visual_tokens_to_drop_are_refused(name: str, reason: str) -> None:
-    cls = getattr(transformers, name, None)
-    if cls is None:
-        pytest.skip(f"this transformers has no {name}")
-    config = cls.config_class()
-    if release() < 5 and name.startswith("Mllama"):
-        config.text_config.rope_scaling = {"rope_type": "default"}  # its own default is none
-    with torch.device("meta"):
-        model = cls(config)
-    with pytest.raises(ValueError, match=rf"{name} .* cannot be pruned: .*{reason}"):
-        tp.wrap(model)
-
-
-def test_supported_names_what_was_verified_here() -> None:
-    """The list is written by `python -m scripts.verify_families`, under the release it names."""
-    written = json.loads((Path(adapters.__file__).parent / "verified.json").read_text())
-    if written["transformers"] != transformers.__version__:
-        pytest.skip(f"written under transformers {written['transformers']}")
-    tried = {f.config().model_type for f in FAMILIES.values() if f.available() and not f.refused}
-    assert set(tp.supported()["families"]) == tried

@@ -11,7 +11,7 @@ from hypothesis import given
 
 from tokenprune.kernels import attention_received, attention_received_reference, chunked, received
 
-from .test_kernels import DTYPES, MASKS, make_mask, on, problems, with_lse
+from .support.attention_problems import DTYPES, MASKS, make_mask, on, problems, with_lse
 
 fused: Any = pytest.importorskip(
     "tokenprune.kernels.fused", reason="Triton comes with torch on Linux only"

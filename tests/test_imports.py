@@ -24,23 +24,7 @@ LEVELS: tuple[set[str], ...] = (
 )
 
 # Temporary: these files are being taken apart.
-LONG_FILES_LEFT: set[str] = {
-    "tests/families/base.py",
-    "tests/families/llava.py",
-    "tests/families/others.py",
-    "tests/families/qwen.py",
-    "tests/families/tiles.py",
-    "tests/test_atp_training.py",
-    "tests/test_cache.py",
-    "tests/test_families.py",
-    "tests/test_gpu_command.py",
-    "tests/test_hostile_files.py",
-    "tests/test_io.py",
-    "tests/test_kernels.py",
-    "tests/test_measure.py",
-    "tests/test_method_rules.py",
-    "tests/test_renamed_arguments.py",
-}
+LONG_FILES_LEFT: set[str] = {"tests/test_method_rules.py"}
 
 
 def sources(tokenprune: Path, adapters: Path) -> dict[str, Path]:

@@ -28,7 +28,7 @@ from .support.reference_decoder import Reference
 from .support.settings_machine import SettingsMachine
 from .support.strategies import prompts
 from .support.tiny_llava import PAD, Batch, cache_of, make_batch, on_cache, row_alone, with_labels
-from .test_cache import grown, prefill, step
+from .support.turns import grown, prefill, step
 
 LEFT_OUT = set(os.environ.get("FUZZ_WITHOUT", "").split(","))
 # Right or refused: whether these are held to that.

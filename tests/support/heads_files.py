@@ -15,6 +15,7 @@ from torch import Tensor
 
 HEADS = "tokenprune_heads.safetensors"
 CONFIG = "tokenprune_config.json"
+FIRST = "thresholds.0.project.weight"  # a tensor of ATP's
 
 About = dict[str, Any]
 Tensors = dict[str, Tensor]
