@@ -56,7 +56,7 @@ test-newest: .venv-newest/.ready
 	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -n $(WORKERS)
 
 # What a release of transformers breaks first.
-CORE := families generate cache renamed_arguments
+CORE := families generate cache changed_cache renamed_arguments
 test-newest-core: .venv-newest/.ready
 	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -n $(WORKERS) $(CORE:%=tests/test_%.py)
 

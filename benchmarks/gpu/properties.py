@@ -28,6 +28,7 @@ FILES = tuple(
         "masks",
         "dropping",
         "cache",
+        "changed_cache",
         "generate",
         "batching",
         "log_sum_exp",
