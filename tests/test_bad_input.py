@@ -6,14 +6,22 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 import tokenprune as tp
 
 from .families import FAMILIES
 from .support.scripted_method import scripted
 from .support.strategies import LAYERS
-from .support.tiny_llava import IMAGE, cache_of, make_batch, on_cache, tiny_llava, with_labels
+from .support.tiny_llava import (
+    IMAGE,
+    cache_of,
+    llama_config,
+    make_batch,
+    on_cache,
+    tiny_llava,
+    with_labels,
+)
 from .support.wrapping import hook_count
 
 CONFIG = tp.ATPConfig(layers=(0, 2), target_tokens=20)
@@ -26,14 +34,7 @@ def assert_untouched(model: nn.Module, attn: str = "sdpa") -> None:
 
 
 def test_unknown_family() -> None:
-    small = LlamaConfig(
-        vocab_size=16,
-        hidden_size=8,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-    )
-    model = LlamaForCausalLM(small)
+    model = LlamaForCausalLM(llama_config())
     with pytest.raises(ValueError, match=r"model_type='llama'.*not take both .* and pixel_values"):
         tp.wrap(model)
     assert hook_count(model) == 0

@@ -27,11 +27,6 @@ def heads(tmp_path):
     return saved_heads(tmp_path)
 
 
-@pytest.fixture
-def older(heads, tmp_path):
-    return as_older(heads, tmp_path)
-
-
 def cut(folder, name, share):
     path = folder / name
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
@@ -218,10 +213,11 @@ OLDER_DAMAGES = {
 
 
 @pytest.mark.parametrize("name", OLDER_DAMAGES)
-def test_loading_a_damaged_older_folder_leaves_the_model_as_it_was(older, name):
+def test_loading_a_damaged_older_folder_leaves_the_model_as_it_was(heads, tmp_path, name):
     damage, error, message = OLDER_DAMAGES[name]
-    damage(older[1])
-    refuses_to_load(older[1], error, message)
+    _, folder = as_older(heads, tmp_path)
+    damage(folder)
+    refuses_to_load(folder, error, message)
 
 
 def refuses_to_load(folder, error, message):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AttentionInterface, AttentionMaskInterface, LlamaConfig, LlamaForCausalLM
+from transformers import AttentionInterface, AttentionMaskInterface, LlamaForCausalLM
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
@@ -15,6 +15,7 @@ from tokenprune.kernels import attention_received_reference, chunked
 from tokenprune.kernels.chunked import attention_received
 
 from .support.attention_problems import DTYPES, MASKS, make_mask, on, problems, with_lse
+from .support.tiny_llava import llama_config
 
 # Inputs are read in float32 whatever their dtype, so one tolerance holds for all: float32's.
 TOLERANCE = {"rtol": 1e-5, "atol": 2e-7}
@@ -197,15 +198,7 @@ def test_the_full_map_is_never_there(kind):
 @pytest.fixture(scope="module")
 def llama():
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=32,
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    model = LlamaForCausalLM(config).eval()
+    model = LlamaForCausalLM(llama_config()).eval()
     for parameter in model.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.3)

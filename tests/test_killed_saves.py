@@ -68,16 +68,23 @@ def test_a_kill_at_any_time_leaves_heads_that_load(process: Savers, tmp_path: Pa
     print(f"{KILLS} kills, of which {left} left a temporary file until the next save")
 
 
+def kill_before_the_rename(process: Savers, folder: Path) -> None:
+    """Kill a saver that has written its temporary file beside what is in the folder."""
+    there = len(files(folder))
+    child = process.start(folder, 2, how="die")
+    ends = time.monotonic() + 60
+    while len(files(folder)) == there and time.monotonic() < ends:
+        time.sleep(0.001)
+    process.kill(child)
+    assert len(files(folder)) == there + 1
+
+
 def test_a_kill_between_the_write_and_the_rename(process: Savers, tmp_path: Path) -> None:
     """The temporary file is whole and stays; the next save removes it."""
     folder, model = tmp_path / "heads", new_model()
     set_all(model, 1)
     tp.save_heads(model, folder)
-    child = process.start(folder, 2, how="die")
-    ends = time.monotonic() + 60
-    while len(files(folder)) < 2 and time.monotonic() < ends:
-        time.sleep(0.001)
-    process.kill(child)
+    kill_before_the_rename(process, folder)
     assert len(files(folder)) == 2
     tp.load_heads(model, folder)
     assert value_of(model) == 1
@@ -91,11 +98,7 @@ def test_the_first_save_to_an_older_folder_is_killed(process: Savers, tmp_path: 
     model = new_model()
     set_all(model, 1)
     folder = write_older(tmp_path / "older", *read(tp.save_heads(model, tmp_path / "new")))
-    child = process.start(folder, 2, how="die")
-    ends = time.monotonic() + 60
-    while len(files(folder)) < 3 and time.monotonic() < ends:
-        time.sleep(0.001)
-    process.kill(child)
+    kill_before_the_rename(process, folder)
     assert len(files(folder)) == 3
     assert {CONFIG, HEADS} < set(files(folder))
     tp.load_heads(model, folder)

@@ -18,6 +18,7 @@ from .support.config_strategies import fixed_configs, swept_methods
 from .support.strategies import LAYERS, Case, cases, model_of
 from .support.tiny_llava import IMAGE, VISUAL_TOKENS, is_text, make_batch, row_alone, tiny_llava
 from .support.tolerance import assert_close
+from .support.wrapping import wrapped
 from .test_batching import assert_same_stats
 
 EVERY = [config for name in swept_methods() for config in fixed_configs(name)]
@@ -33,40 +34,28 @@ def ids(config: MethodConfig) -> str:
 @pytest.mark.parametrize("config", DECIDING, ids=ids)
 @given(case=cases(image=True))
 def test_a_row_of_a_batch_is_that_row_alone(device: str, config: MethodConfig, case: Case) -> None:
-    model = model_of(device=device)
     batch = case.batch(device)
-    torch.manual_seed(0)
-    tp.wrap(model, config)
-    try:
-        with torch.no_grad():
-            logits = model(**batch).logits
-            stats = tp.stats(model)
-            for n in range(case.rows):
-                alone = row_alone(batch, n)
-                single = model(**alone).logits
-                text = is_text(alone)[0]
-                there = batch["attention_mask"][n].bool()
-                assert_close(logits[n, there][text], single[0, text], f"row {n}")
-                assert_same_stats(stats, tp.stats(model), n, there.cpu().numpy())
-    finally:
-        tp.unwrap(model)
+    with wrapped(model_of(device=device), config) as model, torch.no_grad():
+        logits = model(**batch).logits
+        stats = tp.stats(model)
+        for n in range(case.rows):
+            alone = row_alone(batch, n)
+            single = model(**alone).logits
+            text = is_text(alone)[0]
+            there = batch["attention_mask"][n].bool()
+            assert_close(logits[n, there][text], single[0, text], f"row {n}")
+            assert_same_stats(stats, tp.stats(model), n, there.cpu().numpy())
 
 
 @pytest.mark.parametrize("config", EVERY, ids=ids)
 @given(case=cases(image=None, rows=2))
 def test_it_drops_something_and_text_stays(device: str, config: MethodConfig, case: Case) -> None:
-    model = model_of(device=device)
     batch = case.batch(device)
-    torch.manual_seed(0)
-    tp.wrap(model, config)
-    try:
-        with torch.no_grad():
-            assert model(**batch).logits.isfinite().all()
+    with wrapped(model_of(device=device), config) as model, torch.no_grad():
+        assert model(**batch).logits.isfinite().all()
         if "pixel_values" not in batch:
             return
         stats = tp.stats(model)
-    finally:
-        tp.unwrap(model)
     text = is_text(batch).cpu().numpy()
     assert stats.alive[:, text].all()
     assert (stats.kept <= stats.visual_tokens).all()

@@ -76,12 +76,6 @@ class LlavaNext(Llava):
         return height, width
 
 
-@family("llava_next-mistral", "LlavaNextForConditionalGeneration")
-class LlavaNextMistral(LlavaNext):
-    def text(self) -> Any:
-        return mistral()
-
-
 @family("granite4_vision", "Granite4VisionForConditionalGeneration")
 class Granite4Vision(LlavaNext):
     """The tower's grid is halved by Q-formers over windows of 2 × 2, one window a token.
@@ -187,3 +181,9 @@ class LlavaOnevision(LlavaNext):
         most = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
         ratio = math.sqrt(height * width / (most * self.side**2))
         return (int(height // ratio), int(width // ratio)) if ratio > 1.1 else (height, width)
+
+
+@family("llava_next-mistral", "LlavaNextForConditionalGeneration")
+class LlavaNextMistral(LlavaNext):
+    def text(self) -> Any:
+        return mistral()

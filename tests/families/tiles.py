@@ -64,14 +64,6 @@ class InternVL(Tiled):
     videos = True
 
 
-@family("qianfan_ocr", "QianfanOCRForConditionalGeneration")
-class QianfanOcr(Tiled):
-    """Qwen3 reads the tiles."""
-
-    def text(self) -> Any:
-        return qwen3()
-
-
 @family("aya_vision", "AyaVisionForConditionalGeneration")
 class AyaVision(Tiled):
     between = (BREAK,)
@@ -166,3 +158,11 @@ class Llama4(AyaVision):
 
     def fields(self) -> dict[str, Any]:
         return special_ids("image_token_index", "boi_token_index", "eoi_token_index")
+
+
+@family("qianfan_ocr", "QianfanOCRForConditionalGeneration")
+class QianfanOcr(Tiled):
+    """Qwen3 reads the tiles."""
+
+    def text(self) -> Any:
+        return qwen3()

@@ -60,23 +60,12 @@ BOUNDS = {"tensors": 0, "passes": 0, "hooks": 0, "peak_bytes": 32 * 2**20}
 
 @dataclass(frozen=True)
 class Census:
-    """What is alive.
-
-    Attributes
-    ----------
-    tensors : int
-    passes : int
-        Calls, passes, records and notes on caches, of the engine.
-    hooks : int
-        On all modules.
-    peak_bytes : int
-        The most memory that the process has had.
-    """
+    """What is alive."""
 
     tensors: int
-    passes: int
-    hooks: int
-    peak_bytes: int
+    passes: int  # calls, passes, records and notes on caches, of the engine
+    hooks: int  # on all modules
+    peak_bytes: int  # the most memory that the process has had
 
     @classmethod
     def now(cls) -> Census:

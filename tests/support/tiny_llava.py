@@ -22,6 +22,22 @@ Batch = dict[str, Tensor]
 Prompt = Sequence[int | str]
 
 
+def llama_config(layers: int = 2, kv_heads: int = 2, width: int = 32) -> LlamaConfig:
+    """The tiny decoder's."""
+    return LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=512,
+        pad_token_id=PAD,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+    )
+
+
 def tiny_llava(
     attn: str = "sdpa",
     dtype: torch.dtype = torch.float32,
@@ -45,21 +61,9 @@ def tiny_llava(
         patch_size=_PATCH,
         projection_dim=width // 2,
     )
-    text = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=kv_heads,
-        max_position_embeddings=512,
-        pad_token_id=PAD,
-        bos_token_id=BOS,
-        eos_token_id=EOS,
-    )
     config = LlavaConfig(
         vision_config=vision,
-        text_config=text,
+        text_config=llama_config(layers, kv_heads, width),
         image_token_index=IMAGE_TOKEN,
         image_seq_length=VISUAL_TOKENS,
         vision_feature_layer=-1,
