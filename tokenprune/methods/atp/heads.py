@@ -54,8 +54,9 @@ def lay_on_grid(values: Tensor, mask: Tensor, cells: Tensor, grid: tuple[int, in
 class ThresholdHeads(nn.Module):
     """Heads that compute both thresholds from the score maps.
 
-    z = Linear(concat(S_self, S_cross)); θ_r = σ(head_r(z)), θ_s = σ(head_s(z)). The paper gives no widths, activation or initialisation. Here z passes a GELU, and the heads
-    start at a constant: small weights, and the biases given.
+    z = Linear(concat(S_self, S_cross)); θ_r = σ(head_r(z)), θ_s = σ(head_s(z)). The paper gives no
+    widths, activation or initialisation. Here z passes a GELU, and the heads start at a constant:
+    small weights, and the biases given.
 
     Parameters
     ----------

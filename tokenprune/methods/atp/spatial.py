@@ -15,10 +15,11 @@ def spatial_score(
 ) -> Tensor:
     """Compute the spatial score S_s = 1 − R·λ_sample.
 
-    R is the least rate of the uniform grids that pick the token; S_s is 0 where none does. The grid of stride s picks the rows and columns divisible by s, so at rate 1/s². All grids share
-    their origin: one whose stride is a multiple of another's is nested in it. The higher the
-    threshold θ_s, the sparser the grid that stays. Places are the token's own, in its own image,
-    so dropping other tokens changes nothing ("spatial augmented pruning", arXiv 2412.00447).
+    R is the least rate of the uniform grids that pick the token; S_s is 0 where none does. The grid
+    of stride s picks the rows and columns divisible by s, so at rate 1/s². All grids share their
+    origin: one whose stride is a multiple of another's is nested in it. The higher the threshold
+    θ_s, the sparser the grid that stays. Places are the token's own, in its own image, so dropping
+    other tokens changes nothing ("spatial augmented pruning", arXiv 2412.00447).
 
     Parameters
     ----------
