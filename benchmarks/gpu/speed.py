@@ -46,7 +46,13 @@ def shape_of(job: Job) -> Shape:
         "heads": 4,
         "prune_after": (0, 1, 3),
     }
-    prompt: dict[str, Any] = {"side": 4, "before": 4, "after": 3, "tower_layers": 2, "tower_width": 64}
+    prompt: dict[str, Any] = {
+        "side": 4,
+        "before": 4,
+        "after": 3,
+        "tower_layers": 2,
+        "tower_width": 64,
+    }
     kv_heads = 2 if shape.kv_heads else None
     return replace(shape, name=f"{shape.name}, tiny", kv_heads=kv_heads, **decoder, **prompt)
 

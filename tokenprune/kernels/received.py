@@ -77,7 +77,7 @@ def _dtype(mask: Tensor | None) -> torch.dtype | None:
 def _fused_works(
     device: torch.device, dtype: torch.dtype, width: int, mask_dtype: torch.dtype | None
 ) -> bool:
-    """Return whether Triton is there, can build its kernels for the device, and they are right on it."""
+    """Return whether Triton can build its kernels for the device, and they are right on it."""
     if device.type not in _DEVICES or find_spec("triton") is None:
         return False
     from . import fused
