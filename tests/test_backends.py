@@ -14,6 +14,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 import tokenprune as tp
 from tokenprune.engine.backends import Backend, backend_named, backend_names
 from tokenprune.engine.masks import select_mask
+from tokenprune.engine.survivors import Survivors
 
 from .support.tiny_llava import IMAGE, make_batch, tiny_llava
 
@@ -41,15 +42,17 @@ def test_rows_and_columns_are_the_same(name: str, seed: int, rows: bool, padded:
     backend = backend_named(name)
     generator = torch.Generator().manual_seed(seed)
     seen = torch.rand(BATCH, QUERIES, KEYS, generator=generator) < 0.6
-    columns = torch.randint(KEYS, (BATCH, 4), generator=generator)
-    columns_valid = torch.rand(BATCH, 4, generator=generator) < 0.7 if padded else None
-    queries = torch.randint(QUERIES, (BATCH, 3), generator=generator) if rows else None
-    valid = torch.rand(BATCH, 3, generator=generator) < 0.7 if rows and padded else None
-    wanted = select_mask(seen[:, None], columns, columns_valid, queries, valid)
+
+    def some(of: int, count: int) -> Survivors:
+        valid = torch.rand(BATCH, count, generator=generator) < 0.7 if padded else None
+        return Survivors(torch.randint(of, (BATCH, count), generator=generator), valid)
+
+    keys, queries = some(KEYS, 4), some(QUERIES, 3) if rows else None
+    wanted = select_mask(seen[:, None], keys, queries)
 
     mask = in_form_of(backend, seen)
     assert torch.equal(visible(backend.dense(mask, QUERIES, KEYS)), seen[:, None])
-    taken = backend.select(mask, columns, columns_valid, queries, valid)
+    taken = backend.select(mask, keys, queries)
     assert torch.equal(visible(backend.dense(taken, wanted.shape[2], 4)), wanted)
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from tokenprune.engine.backends import backend_named
 from tokenprune.engine.masks import select_mask, soften
+from tokenprune.engine.survivors import Survivors
 
 from .support.reference_decoder import Reference
 from .support.scripted_method import alive_table, scripted
@@ -99,7 +100,7 @@ def test_select_mask_takes_rows_and_columns() -> None:
     columns = torch.tensor([[0, 2], [1, 1]])
     valid = torch.tensor([[True, True], [True, False]])
     rows = torch.tensor([[2], [0]])
-    taken = select_mask(mask, columns, valid, rows, torch.tensor([[True], [True]]))
+    taken = select_mask(mask, Survivors(columns, valid), Survivors(rows, None))
     lowest = torch.finfo(torch.float32).min
     assert taken.tolist() == [[[[8.0, 10.0]]], [[[13.0, lowest]]]]
 
@@ -108,7 +109,7 @@ def test_select_mask_lets_padding_rows_see() -> None:
     mask = torch.zeros(1, 1, 2, 2, dtype=torch.bool)
     every = torch.tensor([[0, 1]])
     valid = torch.tensor([[True, False]])
-    taken = select_mask(mask, every, valid, every, valid)
+    taken = select_mask(mask, Survivors(every, valid), Survivors(every, valid))
     assert taken.tolist() == [[[[False, False], [True, True]]]]
 
 
@@ -116,9 +117,9 @@ def test_flash_attention_selects_keys_only() -> None:
     mask = torch.tensor([[True, True, False]])
     columns = torch.tensor([[0, 2, 1]])
     select = backend_named("flash_attention_2").select
-    assert select(mask, columns, None, None, None).tolist() == [[True, False, True]]
+    assert select(mask, Survivors(columns, None), None).tolist() == [[True, False, True]]
     valid = torch.tensor([[True, True, False]])
-    assert select(mask, columns, valid, None, None).tolist() == [[True, False, False]]
+    assert select(mask, Survivors(columns, valid), None).tolist() == [[True, False, False]]
 
 
 def test_flash_attention_masks_are_given_their_causal_rows() -> None:

@@ -54,11 +54,11 @@ def held(cache: Any, layer: int, mask: Tensor) -> list[Tensor]:
     if known is None:
         index, valid = every, torch.ones_like(every, dtype=torch.bool)
     else:
-        ones = torch.ones_like(known.index, dtype=torch.bool)
-        tail = every[:, known.origin :]
-        index = torch.cat([known.index, tail], dim=1)
+        kept, tail = known.kept, every[:, known.origin :]
+        ones = torch.ones_like(kept.index, dtype=torch.bool)
+        index = torch.cat([kept.index, tail], dim=1)
         valid = torch.cat(
-            [ones if known.valid is None else known.valid, torch.ones_like(tail).bool()], dim=1
+            [ones if kept.valid is None else kept.valid, torch.ones_like(tail).bool()], dim=1
         )
     assert index.shape[1] == cache.layers[layer].keys.shape[2]
     valid = valid & mask.bool().gather(1, index)

@@ -112,8 +112,8 @@ def check_lengths(cache: Any, keys: Mapping[int, CachedPositions], past: int, ba
             continue
         expected, rows = past, layer.keys.shape[0]
         if held is not None:
-            expected = held.index.shape[1] + max(past - held.origin, 0)
-            rows = held.index.shape[0]
+            expected = held.kept.index.shape[1] + max(past - held.origin, 0)
+            rows = held.kept.index.shape[0]
         # Cropped into what was pruned, nobody knows which of the kept positions are left.
         if length != expected or rows != batch or (held is not None and past < held.origin):
             raise RuntimeError(

@@ -6,52 +6,48 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
+from .survivors import Survivors
+
 __all__ = ["causal_by_position", "select_mask", "soften"]
 
 
-def causal_by_position(rows: Tensor, columns: Tensor, columns_valid: Tensor | None) -> Tensor:
+def causal_by_position(rows: Tensor, columns: Survivors) -> Tensor:
     """Return the causal rule by the positions of queries and keys: bool, (batch, 1, queries, keys).
 
     Parameters
     ----------
-    rows, columns : int64, (batch, queries) and (batch, keys)
-        In any order.
-    columns_valid : bool, (batch, keys), optional
-        False at padding slots, which nobody sees.
+    rows : int64, (batch, queries)
+    columns : Survivors
+        Positions of the keys, in any order; padding slots are hidden.
     """
-    seen = columns[:, None] <= rows[:, :, None]
-    return (seen if columns_valid is None else seen & columns_valid[:, None])[:, None]
+    seen = columns.index[:, None] <= rows[:, :, None]
+    return (seen if columns.valid is None else seen & columns.valid[:, None])[:, None]
 
 
-def select_mask(
-    mask: Tensor,
-    columns: Tensor,
-    columns_valid: Tensor | None,
-    rows: Tensor | None,
-    rows_valid: Tensor | None,
-) -> Tensor:
+def select_mask(mask: Tensor, columns: Survivors, rows: Survivors | None) -> Tensor:
     """Return those rows and columns of a mask that are left.
 
     Parameters
     ----------
     mask : bool or float, (1 or batch, 1 or heads, queries, keys)
-    columns, columns_valid : (batch, left keys)
+    columns : Survivors
         Which keys are left; padding slots are hidden.
-    rows, rows_valid : (batch, left queries), optional
+    rows : Survivors, optional
         Which queries are left. Padding slots see everything: what they compute is thrown away,
         but a row that sees nothing would be NaN. None: all queries.
     """
-    batch, (heads, _, keys) = columns.shape[0], mask.shape[1:]
+    batch, (heads, _, keys) = columns.index.shape[0], mask.shape[1:]
     mask = mask.expand(batch, -1, -1, -1)
     if rows is not None:
-        mask = mask.gather(2, repeat(rows, "b q -> b h q k", h=heads, k=keys))
-    mask = mask.gather(3, repeat(columns, "b k -> b h q k", h=heads, q=mask.shape[2]))
+        mask = mask.gather(2, repeat(rows.index, "b q -> b h q k", h=heads, k=keys))
+    mask = mask.gather(3, repeat(columns.index, "b k -> b h q k", h=heads, q=mask.shape[2]))
     boolean = mask.dtype == torch.bool
-    if columns_valid is not None:
-        hide = ~rearrange(columns_valid, "b k -> b 1 1 k")
+    if columns.valid is not None:
+        hide = ~rearrange(columns.valid, "b k -> b 1 1 k")
         mask = mask.masked_fill(hide, False if boolean else torch.finfo(mask.dtype).min)
-    if rows_valid is not None:
-        mask = mask.masked_fill(~rearrange(rows_valid, "b q -> b 1 q 1"), True if boolean else 0.0)
+    if rows is not None and rows.valid is not None:
+        padding = ~rearrange(rows.valid, "b q -> b 1 q 1")
+        mask = mask.masked_fill(padding, True if boolean else 0.0)
     return mask
 
 

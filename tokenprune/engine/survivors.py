@@ -41,6 +41,10 @@ class Survivors:
         """Return those that survive once more, `later` being counted among these."""
         return Survivors(self.index.gather(1, later.index), later.valid)
 
+    def shifted(self, past: int) -> Survivors:
+        """Return these with their positions counted from `past` earlier ones."""
+        return Survivors(self.index + past, self.valid)
+
     def concatenated(self, others: Survivors) -> Survivors:
         """Return these and then those, with padding in between and behind."""
         index = torch.cat([self.index, others.index], dim=1)

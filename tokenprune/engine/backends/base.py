@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..masks import select_mask
+from ..survivors import Survivors
 
 __all__ = ["Backend", "eager_function"]
 
@@ -85,16 +86,9 @@ class Backend:
         """
         return _with_tail(valid, keys)[:, None, None, :]
 
-    def select(
-        self,
-        mask: Any,
-        columns: Tensor,
-        columns_valid: Tensor | None,
-        rows: Tensor | None,
-        rows_valid: Tensor | None,
-    ) -> Any:
+    def select(self, mask: Any, columns: Survivors, rows: Survivors | None) -> Any:
         """Return those rows and columns of a mask that are left; see `masks.select_mask`."""
-        return select_mask(mask, columns, columns_valid, rows, rows_valid)
+        return select_mask(mask, columns, rows)
 
     def dense(self, mask: Any, queries: int, keys: int) -> Tensor | None:
         """Return a mask as a tensor of four dimensions, as the scoring kernels read it."""

@@ -6,6 +6,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from ..survivors import Survivors
 from .base import Backend, _with_tail
 
 __all__ = ["FlashBackend"]
@@ -24,17 +25,10 @@ class FlashBackend(Backend):
         """See `Backend.decoding`: bool, (batch, keys)."""
         return _with_tail(valid, keys)
 
-    def select(
-        self,
-        mask: Tensor,
-        columns: Tensor,
-        columns_valid: Tensor | None,
-        rows: Tensor | None,
-        rows_valid: Tensor | None,
-    ) -> Tensor:
+    def select(self, mask: Tensor, columns: Survivors, rows: Survivors | None) -> Tensor:
         """See `Backend.select`: the columns alone."""
-        taken = mask.gather(1, columns)
-        return taken if columns_valid is None else taken & columns_valid.to(taken.dtype)
+        taken = mask.gather(1, columns.index)
+        return taken if columns.valid is None else taken & columns.valid.to(taken.dtype)
 
     def dense(self, mask: Tensor | None, queries: int, keys: int) -> Tensor | None:
         """See `Backend.dense`: the padding and the causal rule, bool."""

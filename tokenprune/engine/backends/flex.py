@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, create_mask
 from transformers.integrations.flex_attention import flex_attention_forward
 
+from ..survivors import Survivors
 from .base import Backend, _with_tail
 
 __all__ = ["FlexBackend"]
@@ -63,27 +64,22 @@ class FlexBackend(Backend):
         return _block_mask(lambda b, h, q, k: seen[b, k], len(seen), 1, keys, valid.device)
 
     def select(
-        self,
-        mask: BlockMask | Tensor,
-        columns: Tensor,
-        columns_valid: Tensor | None,
-        rows: Tensor | None,
-        rows_valid: Tensor | None,
+        self, mask: BlockMask | Tensor, columns: Survivors, rows: Survivors | None
     ) -> BlockMask | Tensor:
         """See `Backend.select`: the same rule, over indices that are looked up."""
         if isinstance(mask, Tensor):
-            return super().select(mask, columns, columns_valid, rows, rows_valid)
+            return super().select(mask, columns, rows)
         rule = mask.mask_mod
 
         def selected(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-            seen = rule(b, h, q if rows is None else rows[b, q], columns[b, k])
-            if columns_valid is not None:
-                seen = seen & columns_valid[b, k]
-            return seen if rows_valid is None else seen | ~rows_valid[b, q]
+            seen = rule(b, h, q if rows is None else rows.index[b, q], columns.index[b, k])
+            if columns.valid is not None:
+                seen = seen & columns.valid[b, k]
+            return seen if rows is None or rows.valid is None else seen | ~rows.valid[b, q]
 
-        batch, keys = columns.shape
-        queries = mask.shape[-2] if rows is None else rows.shape[1]
-        return _block_mask(selected, batch, queries, keys, columns.device)
+        batch, keys = columns.index.shape
+        queries = mask.shape[-2] if rows is None else rows.index.shape[1]
+        return _block_mask(selected, batch, queries, keys, columns.index.device)
 
     def dense(self, mask: BlockMask | Tensor | None, queries: int, keys: int) -> Tensor | None:
         """See `Backend.dense`."""

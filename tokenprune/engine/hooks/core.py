@@ -11,23 +11,15 @@ from ...layout import VisualLayout
 from ...releases import verified_releases
 from .. import calls
 from ..arguments import bind, cache_in
-from ..engine import Engine
 from ..passes import CoreCall
 from ..passes.stage import Stage, first_stage
+from .base import Hooks
 
 __all__ = ["CoreHooks"]
 
 
-class CoreHooks:
-    """The hooks of the module that sees ``input_ids`` and the image inputs.
-
-    Parameters
-    ----------
-    engine : Engine
-    """
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+class CoreHooks(Hooks):
+    """The hooks of the module that sees ``input_ids`` and the image inputs."""
 
     @torch.compiler.disable
     def before(self, core: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -9,22 +9,14 @@ from torch import Tensor, nn
 
 from .. import calls, recompute
 from ..arguments import bind_layer, cache_in, check_placed, hidden_of, with_hidden
-from ..engine import Engine
 from ..passes import Pass, start_pass
+from .base import Hooks
 
 __all__ = ["LayerHooks"]
 
 
-class LayerHooks:
-    """The hooks of the decoder layers.
-
-    Parameters
-    ----------
-    engine : Engine
-    """
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+class LayerHooks(Hooks):
+    """The hooks of the decoder layers."""
 
     @torch.compiler.disable
     def before_first(

@@ -11,22 +11,14 @@ from torch import Tensor, nn
 
 from .. import calls
 from ..arguments import bind
-from ..engine import Engine
 from ..passes import SoftenedPass
+from .base import Hooks
 
 __all__ = ["ModelHooks"]
 
 
-class ModelHooks:
-    """The hooks of the top-level model, and what covers its ``generate``.
-
-    Parameters
-    ----------
-    engine : Engine
-    """
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+class ModelHooks(Hooks):
+    """The hooks of the top-level model, and what covers its ``generate``."""
 
     @torch.compiler.disable
     def before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -84,19 +84,19 @@ class LayerInputs:
             return facts.backend.causal(kept.index.shape[1], facts.dtype, kept.index.device)
         if given is None:
             # One new token that sees all there is, or flash attention, causal by itself.
-            if held is None or held.valid is None:
+            valid = None if held is None else held.kept.valid
+            if valid is None:
                 return None
             new = facts.length if kept is None else kept.index.shape[1]
-            return facts.backend.decoding(held.valid, facts.cache.get_seq_length(layer) + new)
-        rows, rows_valid = (None, None) if kept is None else (kept.index, kept.valid)
-        fresh = rows
+            return facts.backend.decoding(valid, facts.cache.get_seq_length(layer) + new)
+        fresh = kept
         if fresh is None:
             assert held is not None  # `adapt` returns early where neither is
-            batch = held.index.shape[0]
-            fresh = torch.arange(facts.length, device=held.index.device).expand(batch, -1)
+            every = torch.arange(facts.length, device=held.kept.index.device)
+            fresh = Survivors(every.expand(held.kept.index.shape[0], -1), None)
         # The keys that this layer is about to have are the mask's columns.
-        keys = extend(held, facts.past, fresh, rows_valid, facts.length)
-        return facts.backend.select(given, keys.index, keys.valid, rows, rows_valid)
+        columns = extend(held, facts.past, fresh, facts.length).kept
+        return facts.backend.select(given, columns, kept)
 
     def mask_with(self, given: Any, layer: int, others: Survivors) -> Tensor:
         """Return what this stage's tokens would see if others had their keys behind all that are.
@@ -108,17 +108,14 @@ class LayerInputs:
         """
         facts, kept = self.facts, self.kept
         assert kept is not None  # others are gone, so some are left
-        parts = [cached_columns(facts.held.get(layer), facts.past, kept.index)]
-        parts += [(some.index + facts.past, some.valid) for some in (kept, others)]
-        columns = torch.cat([index for index, _ in parts], dim=1)
-        valid = torch.cat(
-            [torch.ones_like(i, dtype=torch.bool) if v is None else v for i, v in parts], dim=1
-        )
+        columns = cached_columns(facts.held.get(layer), facts.past, kept.index)
+        for some in (kept, others):
+            columns = columns.concatenated(some.shifted(facts.past))
         if given is None or (facts.past == 0 and facts.causal):
-            return causal_by_position(kept.index + facts.past, columns, valid)
+            return causal_by_position(kept.index + facts.past, columns)
         dense = facts.backend.dense(given, facts.length, facts.past + facts.length)
         assert dense is not None
-        return select_mask(dense, columns, valid, kept.index, kept.valid)
+        return select_mask(dense, columns, kept)
 
 
 class SoftenedInputs(LayerInputs):

@@ -128,7 +128,7 @@ class PruningPass(DecidingPass):
         for later in range(layer + 1, facts.num_layers):
             held = facts.held.get(later)
             if id(held) not in made:
-                made[id(held)] = extend(held, facts.past, kept.index, kept.valid, facts.length)
+                made[id(held)] = extend(held, facts.past, kept, facts.length)
             self._held[later] = made[id(held)]
         caches.store(facts.cache, self._held)
 
