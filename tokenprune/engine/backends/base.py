@@ -55,7 +55,12 @@ class Backend:
         **kwargs: Any,
     ) -> Any:
         """Call the attention function as an attention module does, and return what it returns."""
-        return self.function(module)(module, query, key, value, mask, **kwargs)
+        mask, extra = self.as_arguments(mask, query.shape[1])
+        return self.function(module)(module, query, key, value, mask, **kwargs, **extra)
+
+    def as_arguments(self, mask: Any, heads: int) -> tuple[Any, dict[str, Any]]:
+        """Return a mask as the function takes it, and the keyword arguments that are part of it."""
+        return mask, {}
 
     def attend(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor | None]:
         """Do as `call` does, and return the log-sum-exp beside the output.

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, create_mask
 from transformers.integrations.flex_attention import flex_attention_forward
 
@@ -30,22 +30,13 @@ class FlexBackend(Backend):
         """Whether this release of transformers adds a bias whose gradient torch has."""
         return "position_bias" in inspect.signature(flex_attention_forward).parameters
 
-    def call(
-        self,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Any,
-        **kwargs: Any,
-    ) -> Any:
-        """See `Backend.call`."""
+    def as_arguments(self, mask: Any, heads: int) -> tuple[Any, dict[str, Any]]:
+        """See `Backend.as_arguments`: a mask with a gradient is a position bias."""
         if isinstance(mask, Tensor) and mask.requires_grad:
             # torch has no gradient of a mask that is indexed one axis after the other, as
-            # transformers does with this argument; a position bias it indexes at once.
-            kwargs["position_bias"] = mask.expand(-1, query.shape[1], -1, -1)
-            mask = None
-        return super().call(module, query, key, value, mask, **kwargs)
+            # transformers does with the mask; a position bias it indexes at once.
+            return None, {"position_bias": mask.expand(-1, heads, -1, -1)}
+        return mask, {}
 
     def attend(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor | None]:
         """See `Backend.attend`."""
