@@ -12,6 +12,7 @@ from torch import Tensor
 
 import tokenprune as tp
 from tokenprune.engine import engine_of
+from tokenprune.methods.atp import ATP
 
 from .support.reference_decoder import Reference
 from .support.scripted_method import SPARED, scripted
@@ -20,6 +21,7 @@ from .support.tiny_llava import (
     BOS,
     IMAGE,
     IMAGE_TOKEN,
+    VISUAL_TOKENS,
     make_batch,
     row_alone,
     tiny_llava,
@@ -95,6 +97,18 @@ def test_atp_takes_back_what_passes_a_later_threshold(revival: bool, training: b
     assert tp.stats(model).kept.tolist() == rows
 
 
+class Watched(ATP):
+    """ATP that notes what it is given."""
+
+    def __init__(self, config: tp.ATPConfig, visual_tokens: int) -> None:
+        super().__init__(config, visual_tokens)
+        self.contexts: list[tp.Context] = []
+
+    def select(self, context: tp.Context) -> tp.Selection:
+        self.contexts.append(context)
+        return super().select(context)
+
+
 def test_a_softened_token_is_scored_as_if_it_were_there() -> None:
     """In training too: a token that is as good as gone is not blind to the next module."""
     batch = with_labels(make_batch([(3, IMAGE, 4)]), 1)
@@ -103,12 +117,11 @@ def test_a_softened_token_is_scored_as_if_it_were_there() -> None:
         config = tp.ATPConfig(
             layers=(1, 3, 4), target_tokens=18, revival=revival, prunings=("redundant",)
         )
-        model = tp.wrap(tiny_llava(), config).train()
+        model: Any = tp.wrap(tiny_llava(), config)
+        watched = Watched(engine_of(model).method.config, VISUAL_TOKENS)
+        model = tp.wrap(tp.unwrap(model), watched).train()
         in_and_out(model)
-        method: Any = engine_of(model).method
-        contexts = []
-        select = method.select
-        method.select = lambda context, s=select, c=contexts: (c.append(context), s(context))[1]
+        contexts = watched.contexts
         model(**batch)
         found[revival] = contexts[1].received["prompt"].total[contexts[1].layout.mask]
         weight = contexts[1].weight[contexts[1].layout.mask]

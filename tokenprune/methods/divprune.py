@@ -13,7 +13,7 @@ from ..fields import BEFORE_DECODER, checked, layer_number
 from .base import Method
 from .context import Context, Selection
 from .registry import register_method
-from .selecting import max_count, token_counts
+from .selecting import greedily, max_count, row_of, token_counts
 
 __all__ = ["DivPrune", "DivPruneConfig"]
 
@@ -75,11 +75,9 @@ def most_diverse(features: Tensor, among: Tensor, count: Tensor, steps: int) -> 
     away = itself | ~among[:, None]
     # Distance to the nearest: at first of all tokens, then of those chosen.
     nearest = distance.masked_fill(away, float("inf")).amin(dim=2)
-    chosen = torch.zeros_like(among)
-    for step in range(steps):
-        best = nearest.masked_fill(~among | chosen, float("-inf")).argmax(dim=1, keepdim=True)
-        fresh = torch.zeros_like(chosen).scatter(1, best, True) & (step < count)
-        chosen = chosen | (fresh & among)
-        row = distance.gather(1, best[..., None].expand(-1, -1, distance.shape[2]))[:, 0]
-        nearest = row if step == 0 else torch.minimum(nearest, row)
-    return chosen
+
+    def nearer(nearest: Tensor, best: Tensor, step: int) -> Tensor:
+        row = row_of(distance, best)
+        return row if step == 0 else torch.minimum(nearest, row)
+
+    return greedily(nearest, among, count, steps, nearer)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -13,7 +12,7 @@ from ..fields import checked, number
 from .base import Method
 from .context import Context, Selection
 from .registry import register_method
-from .selecting import max_count, token_counts
+from .selecting import greedily, max_count, row_of, token_counts
 
 __all__ = ["IDSelection", "IDSelectionConfig"]
 
@@ -85,11 +84,8 @@ def suppressing(
     left = (scores - low) / (high - low).clamp(min=1e-12)
     unit = F.normalize(features.float(), dim=-1)
     likeness = (-gamma * (1 - unit @ unit.transpose(1, 2)).square()).exp()
-    chosen = torch.zeros_like(among)
-    for step in range(steps):
-        best = left.masked_fill(~among | chosen, float("-inf")).argmax(dim=1, keepdim=True)
-        fresh = torch.zeros_like(chosen).scatter(1, best, True) & (step < count)
-        chosen = chosen | (fresh & among)
-        row = likeness.gather(1, best[..., None].expand(-1, -1, likeness.shape[2]))[:, 0]
-        left = (left - row * left.gather(1, best)).clamp(min=0)
-    return chosen
+
+    def suppressed(left: Tensor, best: Tensor, step: int) -> Tensor:
+        return (left - row_of(likeness, best) * left.gather(1, best)).clamp(min=0)
+
+    return greedily(left, among, count, steps, suppressed)

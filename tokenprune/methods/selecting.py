@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
-__all__ = ["at_step", "evenly", "highest", "max_count", "share_of", "token_counts"]
+__all__ = [
+    "at_step",
+    "evenly",
+    "greedily",
+    "highest",
+    "max_count",
+    "row_of",
+    "share_of",
+    "token_counts",
+]
 
 
 def at_step(values: Any, step: int) -> Any:
@@ -113,3 +124,48 @@ def evenly(among: Tensor, count: Tensor) -> Tensor:
     before = (order * wanted + total - 1).div(total, rounding_mode="floor")
     after = ((order + 1) * wanted + total - 1).div(total, rounding_mode="floor")
     return among & (after > before)
+
+
+def greedily(
+    values: Tensor,
+    among: Tensor,
+    count: Tensor,
+    steps: int,
+    update: Callable[[Tensor, Tensor, int], Tensor],
+) -> Tensor:
+    """Choose tokens one after the other, each with the highest value that is left.
+
+    Parameters
+    ----------
+    values : float32, (batch, tokens)
+    among : bool, (batch, tokens)
+        Which may be chosen.
+    count : int64, (batch, 1)
+        How many are.
+    steps : int
+        At least the largest count.
+    update : callable
+        Values, the token just chosen, int64 (batch, 1), and its number → the values from then on.
+
+    Returns
+    -------
+    bool, (batch, tokens)
+    """
+    chosen = torch.zeros_like(among)
+    for step in range(steps):
+        best = values.masked_fill(~among | chosen, float("-inf")).argmax(dim=1, keepdim=True)
+        fresh = torch.zeros_like(chosen).scatter(1, best, True) & (step < count)
+        chosen = chosen | (fresh & among)
+        values = update(values, best, step)
+    return chosen
+
+
+def row_of(table: Tensor, best: Tensor) -> Tensor:
+    """Return the row of one token in each (tokens, tokens) table: (batch, tokens).
+
+    Parameters
+    ----------
+    table : (batch, tokens, tokens)
+    best : int64, (batch, 1)
+    """
+    return table.gather(1, best[..., None].expand(-1, -1, table.shape[2]))[:, 0]
