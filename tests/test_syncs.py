@@ -50,6 +50,8 @@ def who_asks() -> str | None:
 class Reads(TorchDispatchMode):
     """Counts reads in `found`."""
 
+    supports_higher_order_operators = True  # flex_attention is one
+
     def __init__(self, found: list[str]) -> None:
         super().__init__()
         self.found = found
