@@ -69,6 +69,17 @@ def _seeded(request: pytest.FixtureRequest) -> None:
     torch.manual_seed(request.config.getoption("--seed"))
 
 
+@pytest.fixture
+def registrations() -> Iterator[None]:
+    """Take back the methods that a test registers."""
+    from tokenprune.methods import METHODS
+
+    before = dict(METHODS)
+    yield
+    METHODS.clear()
+    METHODS.update(before)
+
+
 @pytest.fixture(autouse=True)
 def _pretended(request: pytest.FixtureRequest) -> Iterator[None]:
     if request.config.getoption("--device") != "elsewhere":

@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import torch
 
 import tokenprune as tp
 from tokenprune import adapters
-from tokenprune.methods import METHODS
 
 from .support.tiny_llava import IMAGE, make_batch, tiny_llava, with_labels
 
@@ -28,13 +26,7 @@ FILES = [block for block in BLOCKS if "@tp.register_method" in block]
 USES = [block for block in BLOCKS if "@tp.register_method" not in block]
 
 
-@pytest.fixture(autouse=True)
-def _registered() -> Iterator[None]:
-    """Take back what the page registers."""
-    before = dict(METHODS)
-    yield
-    METHODS.clear()
-    METHODS.update(before)
+pytestmark = pytest.mark.usefixtures("registrations")
 
 
 def run_page(folder: Path) -> dict[str, Any]:

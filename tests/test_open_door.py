@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import pickle
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,13 +24,7 @@ from .support.tiny_llava import IMAGE, VISUAL_TOKENS, Batch, make_batch, tiny_ll
 BATCH: Batch = make_batch([(4, IMAGE, 3), (2, IMAGE, 5)])
 
 
-@pytest.fixture(autouse=True)
-def _registered() -> Iterator[None]:
-    """Take back what a test registers."""
-    before = dict(METHODS)
-    yield
-    METHODS.clear()
-    METHODS.update(before)
+pytestmark = pytest.mark.usefixtures("registrations")
 
 
 @dataclass(frozen=True)

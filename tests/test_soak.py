@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tokenprune.engine import Engine
+from tokenprune.engine.hooks.core import CoreHooks
 
 from .support.soak import growth, soak
 
@@ -18,12 +18,12 @@ def test_nothing_grows() -> None:
 def test_a_leak_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """What holds on to passes, as a list on the engine would, is counted."""
     kept = []
-    after = Engine._after_core
+    after = CoreHooks.after
 
-    def leaking(self: Engine, *arguments: object) -> object:
+    def leaking(self: CoreHooks, *arguments: object) -> object:
         output = after(self, *arguments)
-        kept.append(self.latest.record)
+        kept.append(self.engine.latest.record)
         return output
 
-    monkeypatch.setattr(Engine, "_after_core", leaking)
+    monkeypatch.setattr(CoreHooks, "after", leaking)
     assert growth(soak(PASSES)).keys() >= {"tensors", "passes"}
