@@ -58,12 +58,8 @@ def most_diverse(features: Tensor, among: Tensor, count: Tensor, steps: int) -> 
     Parameters
     ----------
     features : (batch, tokens, width)
-    among : bool, (batch, tokens)
-        Which may be chosen.
-    count : int64, (batch, 1)
-        How many are.
-    steps : int
-        At least the largest count.
+    among, count, steps
+        See `selecting.greedily`.
 
     Returns
     -------

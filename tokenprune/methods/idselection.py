@@ -67,12 +67,8 @@ def suppressing(
     ----------
     scores : float32, (batch, tokens)
     features : (batch, tokens, width)
-    among : bool, (batch, tokens)
-        Which may be chosen.
-    count : int64, (batch, 1)
-        How many are.
-    steps : int
-        At least the largest count.
+    among, count, steps
+        See `selecting.greedily`.
     gamma : float
 
     Returns

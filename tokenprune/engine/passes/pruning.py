@@ -27,15 +27,7 @@ __all__ = ["PruningPass"]
 
 
 class PruningPass(DecidingPass):
-    """Drop the tokens that the method does not keep, for real.
-
-    Parameters
-    ----------
-    facts : PassFacts
-    first : Stage
-    patches : int64, (visual tokens,), optional
-        See `Adapter.patches`.
-    """
+    """Drop the tokens that the method does not keep; parameters are those of `DecidingPass`."""
 
     def __init__(self, facts: PassFacts, first: Stage, patches: Tensor | None) -> None:
         super().__init__(facts, LayerInputs(facts, first), first, patches)

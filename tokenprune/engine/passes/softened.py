@@ -23,12 +23,7 @@ __all__ = ["SoftenedPass"]
 class SoftenedPass(DecidingPass):
     """Soften the tokens that a trainable method would drop (arXiv 2412.00447, its training mask).
 
-    Parameters
-    ----------
-    facts : PassFacts
-    first : Stage
-    patches : int64, (visual tokens,), optional
-        See `Adapter.patches`.
+    Parameters are those of `DecidingPass`.
     """
 
     def __init__(self, facts: PassFacts, first: Stage, patches: Tensor | None) -> None:
