@@ -115,9 +115,9 @@ def draw(model: Any, processor: Any, sample: Sample, path: Path) -> Path:
 
 def random_accuracy(model: Any, processor: Any, test: list[Sample], row: dict[str, Any]) -> float:
     """Measure random pruning at the same layers with the same mean counts."""
-    keep = tuple(row["kept_per_layer"][layer + 1] for layer in row["modules"])
+    keep = tuple(row["kept_per_layer"][layer + 1] for layer in row["pruning_layers"])
     tp.unwrap(model)
-    tp.wrap(model, tp.RandomConfig(layers=tuple(row["modules"]), mean_tokens=keep))
+    tp.wrap(model, tp.RandomConfig(layers=tuple(row["pruning_layers"]), mean_tokens=keep))
     return evaluate(model, processor, test)[0]
 
 

@@ -55,7 +55,7 @@ def report(accuracy: float, base: float, tracked: Any, test: Sequence[Sample]) -
         "final_tokens": summary["final_tokens"],
         "tokens_spread": summary["tokens"]["std"],
         "tokens_by_digits": _by_digits(tracked, test),
-        "modules": summary["pruning_layers"],
+        "pruning_layers": summary["pruning_layers"],
         "kept_per_layer": [layer["mean"] for layer in summary["per_layer"]],
         "kv_bytes": summary["kv_bytes"],
         "kv_bytes_unpruned": summary["kv_bytes_unpruned"],
