@@ -62,16 +62,8 @@ class Shape:
         return self.before + self.visual + self.after
 
 
-CPU = Shape(
-    "llava-16x1024",
-    layers=16,
-    width=1024,
-    mlp=2816,
-    heads=16,
-    tower_layers=12,
-    tower_width=384,
-    prune_after=(1, 6, 11),
-)
+_CPU = Shape("llava-16x1024", layers=16, width=1024, mlp=2816, heads=16, prune_after=(1, 6, 11))
+CPU = replace(_CPU, tower_layers=12, tower_width=384)
 """Half of LLaVA-1.5's depth, pruned after the same shares of it."""
 
 _LLAVA = Shape("llava-1.5-7b", layers=32, width=4096, mlp=11008, heads=32)
