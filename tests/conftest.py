@@ -120,7 +120,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "attn" in metafunc.fixturenames:
         from .support.backends import BACKENDS
 
-        metafunc.parametrize("attn", BACKENDS)
+        real = pytest.mark.real_device("a dispatch mode cannot pretend flex_attention")
+        flex = [pytest.param(name, marks=real) for name in BACKENDS if name == "flex_attention"]
+        metafunc.parametrize("attn", [*(n for n in BACKENDS if n != "flex_attention"), *flex])
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

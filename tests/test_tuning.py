@@ -78,9 +78,20 @@ def test_lora_trains_beside_the_heads() -> None:
     assert not any("base_layer" in name for name in grads)
 
 
+def test_checkpointing_is_refused_under_flex_attention() -> None:
+    """torch's gradient of a captured mask is wrong in a checkpoint, and nothing says so."""
+    model = tp.wrap(tiny_llava("flex_attention"), tp.ATPConfig(layers=(1,), target_tokens=20))
+    model.train().gradient_checkpointing_enable({"use_reentrant": False})
+    model.enable_input_require_grads()
+    with pytest.raises(ValueError, match=r"flex_attention has no right gradient .*sdpa"):
+        model(**with_labels(make_batch(PROMPTS), 2))
+
+
 @pytest.mark.parametrize("training", ["soft", "straight_through"])
 @pytest.mark.parametrize("padding", ["left", "right"])
 def test_checkpointing_changes_nothing(attn: str, training: str, padding: str) -> None:
+    if attn == "flex_attention":
+        pytest.skip("refused: test_checkpointing_is_refused_under_flex_attention")
     batch = with_labels(make_batch(PROMPTS, padding), 2)
     model = tiny_llava(attn, layers=LAYERS)
     torch.manual_seed(0)

@@ -30,7 +30,9 @@ def flex_on_cpu() -> Iterator[None]:
         if query.device.type != "cpu":
             return compiled(query, key, value, training=training, **kwargs)
         # Traced, a bias has a gradient, and every shape takes seconds; else it is a constant.
-        trace = torch.is_grad_enabled() and any(s.requires_grad for s in (query, key, value))
+        closure = getattr(kwargs.get("score_mod"), "__closure__", None) or ()
+        inputs = (query, key, value, *(cell.cell_contents for cell in closure))
+        trace = torch.is_grad_enabled() and any(getattr(i, "requires_grad", False) for i in inputs)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(of_torch, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", not trace)
             return of_torch.flex_attention(query, key, value, **kwargs)

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .backends import Backend
+
 __all__ = ["check", "check_dropping", "kept_tensors", "mask_again", "remember"]
 
 # Position embeddings of a pass → its mask at each layer. The recomputation is given the very same
@@ -23,16 +25,23 @@ __all__ = ["check", "check_dropping", "kept_tensors", "mask_again", "remember"]
 _MASKS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
-def check(layer: nn.Module) -> None:
+def check(layer: nn.Module, backend: Backend) -> None:
     """Refuse the checkpointing that cannot carry the masks' gradient.
 
     Raises
     ------
     ValueError
-        If the layer is checkpointed with ``use_reentrant=True``.
+        If the layer is checkpointed with ``use_reentrant=True``, or under a backend that has no
+        such gradient then.
     """
     if not (getattr(layer, "gradient_checkpointing", False) and layer.training):
         return
+    if not backend.checkpoints:
+        raise ValueError(
+            f"Under gradient checkpointing {backend.name} has no right gradient of the masks that "
+            "the heads are trained by: call model.gradient_checkpointing_disable(), or load the "
+            'model with attn_implementation="sdpa".'
+        )
     function = getattr(layer, "_gradient_checkpointing_func", None)
     if getattr(function, "keywords", {}).get("use_reentrant", True) is not False:
         raise ValueError(

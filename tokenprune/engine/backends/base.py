@@ -29,6 +29,8 @@ class Backend:
         As in ``attn_implementation``.
     softens : bool
         Whether a float mask is added to the logits, with a gradient. Training the heads needs it.
+    checkpoints : bool
+        Whether that gradient is right under gradient checkpointing.
     counts_positions : bool
         Whether windows and blocks of image tokens stay right when tokens are gone. False: the
         kernel counts the tokens that are left.
@@ -38,6 +40,7 @@ class Backend:
 
     name: str
     softens: bool = True
+    checkpoints: bool = True
     counts_positions: bool = True
     left_out: tuple[str, ...] = ()
 

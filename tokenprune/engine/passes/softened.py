@@ -39,7 +39,7 @@ class SoftenedPass(DecidingPass):
         self, layer: nn.Module, kwargs: dict[str, Any], hidden: Tensor, tower: TowerAttention | None
     ) -> Tensor:
         """See `Pass.begin`."""
-        recompute.check(layer)
+        recompute.check(layer, self.facts.backend)
         recompute.remember(self._masks, kwargs)
         return super().begin(layer, kwargs, hidden, tower)
 
