@@ -26,7 +26,7 @@ from .checks import shown
 from .config import MethodConfig
 from .engine import Engine, engine_of
 from .heads_file import pack
-from .saved import CONFIG, HEADS, Heads, named, open_heads, parsed, path_of
+from .saved import CONFIG, HEADS, Heads, named, open_heads, parsed, path_of, tensors_of
 
 if TYPE_CHECKING:
     from tokenprune.adapters import Adapter
@@ -69,7 +69,7 @@ def save_heads(model: nn.Module, folder: str | Path) -> Path:
     engine = engine_of(model)
     config = _config_of(engine)
     path = path_of(folder)
-    state = engine.method.state_dict()
+    state = tensors_of(engine.method)
     # Copies: another thread may go on training.
     tensors = {k: v.detach().to("cpu", torch.float32, copy=True) for k, v in state.items()}
     facts = facts_of(model, engine.adapter)

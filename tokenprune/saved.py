@@ -17,9 +17,20 @@ from .checks import shown
 from .config import MethodConfig, ModelFacts
 from .heads_file import HEADER_LIMIT, Header, digest, read_header, read_tensors
 from .methods import Method, build, config_from
+from .methods.base import EXTRA_STATE
 from .strict_json import parse_object
 
-__all__ = ["CONFIG", "HEADS", "Heads", "Opened", "named", "open_heads", "parsed", "path_of"]
+__all__ = [
+    "CONFIG",
+    "HEADS",
+    "Heads",
+    "Opened",
+    "named",
+    "open_heads",
+    "parsed",
+    "path_of",
+    "tensors_of",
+]
 
 HEADS = "tokenprune_heads.safetensors"
 CONFIG = "tokenprune_config.json"  # of the older layout
@@ -54,7 +65,7 @@ class Heads:
         ValueError
             If a value is not finite in its new dtype.
         """
-        own = method.state_dict()
+        own = tensors_of(method)
         cast = {k: v.float().to(own[k].dtype) for k, v in self.tensors.items()}
         bad = [f"{k}: not finite in {v.dtype}" for k, v in cast.items() if not v.isfinite().all()]
         if bad:
@@ -73,7 +84,7 @@ class Heads:
         with named(self.path):
             tensors = self.check(method)
             method.load_runtime_state(self.runtime)  # refuses before it changes
-        method.load_state_dict(tensors)
+        method.load_state_dict({**method.state_dict(), **tensors})
 
 
 @dataclass(frozen=True)
@@ -272,4 +283,9 @@ def _shapes(config: MethodConfig) -> dict[str, list[int]]:
     """Return the names and shapes of a method's tensors, without allocating them."""
     with torch.device("meta"):
         method = build(config, ModelFacts(1, (1, 1), ()))  # shapes hang on the configuration alone
-    return {name: list(value.shape) for name, value in method.state_dict().items()}
+    return {name: list(value.shape) for name, value in tensors_of(method).items()}
+
+
+def tensors_of(method: Method) -> dict[str, Tensor]:
+    """Return the parameters and buffers of a method; its runtime state is saved as JSON."""
+    return {k: v for k, v in method.state_dict().items() if k != EXTRA_STATE}

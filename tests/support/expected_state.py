@@ -18,6 +18,7 @@ from torch import Tensor
 import tokenprune as tp
 from tokenprune.config import MethodConfig
 from tokenprune.engine import ATTRIBUTE, engine_of
+from tokenprune.saved import tensors_of
 
 from .config_strategies import merges, merges_between_layers
 from .ragged_batches import alive_of
@@ -55,7 +56,7 @@ class Settings:
     def of(cls, model: Any) -> Settings:
         """As they stand in a wrapped model, copied."""
         method = engine_of(model).method
-        heads = {name: value.clone() for name, value in method.state_dict().items()}
+        heads = {name: value.clone() for name, value in tensors_of(method).items()}
         return cls(engine_of(model).config, heads, copy.deepcopy(method.runtime_state()))
 
     def cast(self, dtype: torch.dtype) -> Settings:
@@ -184,7 +185,7 @@ class Plain:
         method = engine_of(fresh).method
         for dtype in {value.dtype for value in self.settings.heads.values()}:
             method.to(dtype)
-        method.load_state_dict(self.settings.heads)
+        method.load_state_dict({**method.state_dict(), **self.settings.heads})
         method.load_runtime_state(copy.deepcopy(self.settings.runtime))
         draws_as(fresh, model)
         return fresh.train(self.training)

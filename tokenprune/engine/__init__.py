@@ -2,6 +2,15 @@
 
 from .attach import attach, detach, read_anatomy
 from .calls import paused
-from .engine import ATTRIBUTE, Engine, engine_of
+from .engine import ATTRIBUTE, Engine, engine_of, heads_left_out
 
-__all__ = ["ATTRIBUTE", "Engine", "attach", "detach", "engine_of", "paused", "read_anatomy"]
+__all__ = [
+    "ATTRIBUTE",
+    "Engine",
+    "attach",
+    "detach",
+    "engine_of",
+    "heads_left_out",
+    "paused",
+    "read_anatomy",
+]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +22,12 @@ from .record import Record
 if TYPE_CHECKING:
     from tokenprune.adapters import Adapter
 
-__all__ = ["ATTRIBUTE", "Anatomy", "Engine", "engine_of"]
+__all__ = ["ATTRIBUTE", "Anatomy", "Engine", "engine_of", "heads_left_out"]
 
 # The submodule's name on a wrapped model, so the prefix of its parameters in a state dict.
 ATTRIBUTE = "tokenprune"
+
+_LEFT_OUT: ContextVar[bool] = ContextVar("tokenprune_left_out", default=False)
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,8 @@ class Engine(nn.Module):
         Of the hooks.
     instance_generate : callable, optional
         A ``generate`` that was on the model's instance before.
+    warns_without_heads : bool
+        Whether loading a state dict without heads warns.
     """
 
     def __init__(
@@ -98,6 +105,38 @@ class Engine(nn.Module):
         self.required_grad: dict[str, bool] | None = None
         self.handles: list[RemovableHandle] = []
         self.instance_generate: Callable[..., Any] | None = None
+        self.warns_without_heads = True
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the state dict; with nothing of this engine inside `heads_left_out`."""
+        if _LEFT_OUT.get():
+            return kwargs.get("destination", {})
+        return super().state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Warn if a state dict has no heads, which torch ignores if ``strict=False``."""
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        found = any(name.startswith(prefix) for name in state_dict)
+        if self.warns_without_heads and not found and self.state_dict():
+            warnings.warn(
+                "The state dict that was loaded has no pruning heads, so the model keeps those "
+                "that it has. To load saved ones, call tokenprune.load_heads(model, folder); for "
+                "a transformers Trainer that resumes, add tokenprune.TrainerCallback().",
+                stacklevel=2,
+            )
+
+
+@contextmanager
+def heads_left_out() -> Iterator[None]:
+    """Leave the heads out of all state dicts that this thread makes, to save plain models.
+
+    transformers makes them in several places, in its quantisers for example.
+    """
+    token = _LEFT_OUT.set(True)
+    try:
+        yield
+    finally:
+        _LEFT_OUT.reset(token)
 
 
 def engine_of(model: object) -> Engine:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from ..config import ModelFacts
+from ..strict_json import parse_object
 from .context import Context, Selection, Trace
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Method"]
+__all__ = ["EXTRA_STATE", "Method"]
+
+# The key under which torch's state dicts have what `get_extra_state` returns.
+EXTRA_STATE = "_extra_state"
 
 
 class Method(nn.Module):
@@ -122,11 +128,72 @@ class Method(nn.Module):
         )
 
     def runtime_state(self) -> dict[str, Any]:
-        """Return what can be changed at run time, as JSON types; saved beside the parameters."""
+        """Return what can be changed at run time, as JSON types.
+
+        It is saved with the parameters, in files of heads and in state dicts: a method that decides
+        by anything else that changes would not come back as it was.
+        """
         return {}
 
     def load_runtime_state(self, state: dict[str, Any]) -> None:
         """Restore what `runtime_state` returned; ValueError, and no change, if it is not that."""
+
+    def get_extra_state(self) -> Tensor:
+        """Return the runtime state for a state dict: its JSON, as bytes.
+
+        A tensor, since safetensors files hold nothing else; bytes, since ``model.half()`` would
+        round numbers.
+        """
+        text = json.dumps(self.runtime_state(), allow_nan=False)
+        return torch.tensor(list(text.encode()), dtype=torch.uint8, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Restore the runtime state from a state dict; ValueError if it is not one."""
+        self.load_runtime_state(parse_object(bytes(state.tolist()).decode()))
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        """Write to a state dict; without a key for the runtime state if the method has none."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if not self.runtime_state():
+            del destination[prefix + EXTRA_STATE]
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Load from a state dict, and refuse one that has the parameters without the rest.
+
+        torch ignores what is missing if ``strict=False``, as transformers' Trainer calls it: the
+        model would then keep another number of tokens.
+        """
+        super()._load_from_state_dict(
+            state_dict,
+            prefix,
+            local_metadata,
+            strict,
+            missing_keys,
+            unexpected_keys,
+            error_msgs,
+        )
+        key, has_state = prefix + EXTRA_STATE, bool(self.runtime_state())
+        if key in missing_keys and not has_state:
+            missing_keys.remove(key)
+        has_heads = any(name.startswith(prefix) for name in state_dict)
+        if has_heads and has_state and key not in state_dict:
+            error_msgs.append(
+                f"{key} is missing: the state dict, which an earlier version may have written, "
+                "does not say what was calibrated or set at run time, so the model would not keep "
+                "as many tokens as it did. Load the heads with tokenprune.load_heads, or calibrate "
+                "and save again."
+            )
 
     def extra_repr(self) -> str:
         """Return the layers, for the model's printed form."""
