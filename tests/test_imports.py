@@ -19,7 +19,9 @@ LEVELS: tuple[set[str], ...] = (
     {"adapters", "heads_file", "kernels", "methods"},
     {"engine", "saved"},
     {"io", "measure", "training"},
+    {"callback", "saving"},
     {"api"},
+    {"pretrained"},
     {"__init__"},
 )
 

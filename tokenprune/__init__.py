@@ -17,6 +17,7 @@ from .api import (
     unwrap,
     wrap,
 )
+from .callback import TrainerCallback
 from .config import (
     MethodConfig,
     MultiLayerConfig,
@@ -47,6 +48,7 @@ from .methods import (
     VisionZipConfig,
     register_method,
 )
+from .pretrained import from_pretrained
 from .training import calibrate, set_budget, train_only_heads
 
 __all__ = [
@@ -71,12 +73,14 @@ __all__ = [
     "Selection",
     "SingleLayerConfig",
     "SparseVLMConfig",
+    "TrainerCallback",
     "UniformConfig",
     "VisionZipConfig",
     "VisualLayout",
     "__version__",
     "calibrate",
     "draw",
+    "from_pretrained",
     "is_wrapped",
     "load_heads",
     "losses",

@@ -23,6 +23,7 @@ from .measure.stats import PruneStats
 from .measure.track import Tracker
 from .methods import METHODS, NEEDS, STATE_NEEDS, ATPConfig, Method, build
 from .releases import warn_if_newer
+from .saving import cover_save_pretrained, uncover_save_pretrained
 
 __all__ = [
     "is_wrapped",
@@ -114,6 +115,7 @@ def wrap(model: Model, method: MethodConfig | Method | str | Path | None = None)
     if heads is not None:
         heads.load_into(engine.method)
     attach(engine, model)
+    cover_save_pretrained(model)
     return model
 
 
@@ -164,6 +166,7 @@ def unwrap(model: Model) -> Model:
     False
     """
     detach(engine_of(model), model)
+    uncover_save_pretrained(model)
     return model
 
 
