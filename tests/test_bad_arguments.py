@@ -50,7 +50,6 @@ def test_draw_other_statistics(tmp_path: Path, thing: Any) -> None:
     ("image", "message"),
     [
         (None, "a NoneType"),
-        ("kept.png", "a str"),
         (7, "a int"),
         (np.zeros((24, 24, 3), np.float32), r"array of shape \(24, 24, 3\) and dtype float32"),
         (np.zeros((3, 24, 24), np.uint8), r"array of shape \(3, 24, 24\) and dtype uint8"),

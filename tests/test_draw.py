@@ -4,14 +4,13 @@ import dataclasses
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ImageDraw
 
 import tokenprune as tp
-from tokenprune.measure.draw import _CAPTION, _MARGIN
 
+from .support.drawing import check_panels, panels, picture, stats_of
 from .support.tiny_llava import IMAGE, make_batch
 from .support.wrapping import wrapped_llava
 
@@ -24,60 +23,34 @@ def shared():
     return wrapped_llava(tp.ATPConfig(layers=LAYERS, target_tokens=18.0, start_spatial=1.0))
 
 
-def stats_of(model, batch):
-    with torch.no_grad():
-        model(**batch)
-    return tp.stats(model)
+@pytest.fixture
+def captions(monkeypatch):
+    """What is written above the panels."""
+    written = []
+    text = ImageDraw.ImageDraw.text
+
+    def write(self, xy, caption, **options):
+        written.append(caption)
+        text(self, xy, caption, **options)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", write)
+    return written
 
 
-def picture(width, height, seed=0):
-    """Saturated colours: no pixel could be taken for a dimmed one."""
-    rng = np.random.default_rng(seed)
-    return Image.fromarray(rng.choice([0, 255], (height, width, 3)).astype(np.uint8))
+def two_views(stats):
+    """The 6×6 tokens of one image as a view of it, its first nine as another, 3×3, before it."""
+    first = stats.visual & (np.cumsum(stats.visual, axis=1) <= 9)
+    order = np.cumsum(first, axis=1) - 1
+    return dataclasses.replace(
+        stats,
+        frame=np.where(first, 0, np.where(stats.visual, 1, -1)),
+        row=np.where(first, order // 3, stats.row),
+        col=np.where(first, order % 3, stats.col),
+        grid=np.where(first[..., None], 3, stats.grid),
+    )
 
 
-def panels(path, count, size):
-    """The panels of a picture read back: (height, width, 3) each."""
-    image = np.asarray(Image.open(path).convert("RGB")).astype(int)
-    width, height = size
-    top, step = _CAPTION + _MARGIN, width + _MARGIN
-    lefts = [_MARGIN + n * step for n in range(count)]
-    assert image.shape == (top + height + _MARGIN, lefts[-1] + step, 3)
-    return [image[top : top + height, left : left + width] for left in lefts]
-
-
-def check_panels(path, image, stats, sample=0, image_number=0):
-    scale = max(1, -(-336 // max(image.size)))
-    size = (image.width * scale, image.height * scale)
-    original, *after = panels(path, 1 + len(stats.pruning_layers), size)
-    expected = np.asarray(image).repeat(scale, axis=0).repeat(scale, axis=1)
-    assert (original == expected).all()
-    here = stats.visual[sample] & (stats.image[sample] == image_number)
-    rows, cols = stats.grid[sample][here][0]
-    assert len(after) == len(stats.pruning_layers)
-    for layer, panel in zip(stats.pruning_layers, after, strict=True):
-        alive = stats.alive[layer + 1, sample] & here
-        kept = {
-            (int(r), int(c))
-            for r, c in zip(stats.row[sample][alive], stats.col[sample][alive], strict=True)
-        }
-        for row in range(rows):
-            for col in range(cols):
-                y = [p for p in range(size[1]) if p * rows // size[1] == row]
-                x = [p for p in range(size[0]) if p * cols // size[0] == col]
-                cell, before = panel[np.ix_(y, x)], original[np.ix_(y, x)]
-                if (row, col) in kept:
-                    assert (cell == before).all(), "a kept cell was touched"
-                else:
-                    assert (cell == cell[..., :1]).all(), "a dropped cell has colour"
-                    assert cell.min() >= 150, "a dropped cell is not pale"
-                    assert not (cell == before).all()
-    return [len(here.nonzero()[0])] + [
-        int((stats.alive[layer + 1, sample] & here).sum()) for layer in stats.pruning_layers
-    ]
-
-
-@pytest.mark.parametrize("size", [(24, 24), (50, 31), (400, 340)])
+@pytest.mark.parametrize("size", [(24, 24), (50, 51), (400, 380)])
 def test_panels_show_what_stayed(shared, tmp_path, size):
     stats = stats_of(shared, make_batch(((4, IMAGE, 6), (2, IMAGE, 3)), seed=5))
     for sample in range(2):
@@ -121,7 +94,8 @@ def test_grids_of_any_shape_are_drawn_cell_by_cell(shared, tmp_path_factory, see
         frame=np.where(visual, 0, -1)[None],
         grid=np.tile([rows, cols], (1, length, 1)),
     )
-    path, image = tmp_path_factory.mktemp("drawn") / "any.png", picture(37, 22, seed)
+    path = tmp_path_factory.mktemp("drawn") / "any.png"
+    image = picture(11 * cols + 1, 11 * rows, seed)
     tp.draw(image, made, path)
     # A class token that stays lights no cell up.
     on = dataclasses.replace(made, visual=on_grid[None])
@@ -129,17 +103,7 @@ def test_grids_of_any_shape_are_drawn_cell_by_cell(shared, tmp_path_factory, see
 
 
 def test_the_frame_with_most_tokens_is_drawn_or_the_one_named(shared, tmp_path):
-    """Two views of one image: 6×6 as it was, and its first nine tokens as a 3×3 before it."""
-    stats = stats_of(shared, make_batch(((4, IMAGE, 6),)))
-    first = stats.visual & (np.cumsum(stats.visual, axis=1) <= 9)
-    order = np.cumsum(first, axis=1) - 1
-    made = dataclasses.replace(
-        stats,
-        frame=np.where(first, 0, np.where(stats.visual, 1, -1)),
-        row=np.where(first, order // 3, stats.row),
-        col=np.where(first, order % 3, stats.col),
-        grid=np.where(first[..., None], 3, stats.grid),
-    )
+    made = two_views(stats_of(shared, make_batch(((4, IMAGE, 6),))))
     image = picture(24, 24)
     tp.draw(image, made, tmp_path / "most.png")
     check_panels(tmp_path / "most.png", image, dataclasses.replace(made, visual=made.frame == 1))
@@ -168,3 +132,75 @@ def test_an_image_that_is_not_there_is_refused(shared, tmp_path, sample, number,
     with pytest.raises(ValueError, match=message):
         tp.draw(picture(24, 24), stats, tmp_path / "x.png", sample=sample, image_number=number)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dark_picture_fades_to_black_behind_a_line(shared, tmp_path):
+    """Nothing that was dropped is brighter than it was, and the line alone parts black from black.
+
+    The line lies in the dropped cells: kept ones are untouched.
+    """
+    stats = stats_of(shared, make_batch(((4, IMAGE, 6),), seed=5))
+    image = picture(48, 48, light=0.2)
+    tp.draw(image, stats, tmp_path / "dark.png")
+    original, *after = panels(tmp_path / "dark.png", 3, (336, 336))
+    line = np.array([255, 170, 0])
+    for layer, panel in zip(LAYERS, after, strict=True):
+        alive = stats.alive[layer + 1, 0] & stats.visual[0]
+        kept = np.zeros((6, 6), dtype=bool)
+        kept[stats.row[0][alive], stats.col[0][alive]] = True
+        assert 0 < kept.sum() < 36
+        mask = kept.repeat(56, axis=0).repeat(56, axis=1)
+        assert (panel[mask] == original[mask]).all()
+        drawn = (panel == line).all(axis=2)
+        assert drawn.any()
+        assert not (drawn & mask).any()
+        dropped = ~mask & ~drawn
+        assert (panel[dropped] == panel[dropped][:, :1]).all(), "a dropped cell has colour"
+        assert (panel[dropped].mean(axis=1) <= original[dropped].mean(axis=1)).all()
+        assert panel[dropped].max() < 60
+        # Wherever a kept cell ends at a dropped one, the next pixel is the line.
+        ends = mask[:, :-1] & ~mask[:, 1:]
+        assert drawn[:, 1:][ends].all()
+        assert drawn[1:][mask[:-1] & ~mask[1:]].all()
+
+
+def test_captions_count_the_frame_or_view_that_is_drawn(shared, tmp_path, captions):
+    """And layers from 0, as everywhere else."""
+    stats = stats_of(shared, make_batch(((4, IMAGE, 6),), seed=5))
+    tp.draw(picture(24, 24), stats, tmp_path / "one.png")
+    kept = [stats.kept[2, 0], stats.kept[4, 0]]
+    assert captions[:2] == ["image", "36 visual tokens"]
+    assert captions[2::2] == [
+        f"after layer {n}: {k} kept" for n, k in zip(LAYERS, kept, strict=True)
+    ]
+    views = two_views(stats)
+    # The same tokens as two frames of 3×6.
+    frames = dataclasses.replace(
+        stats,
+        frame=np.where(stats.visual, stats.row // 3, -1),
+        row=np.where(stats.visual, stats.row % 3, -1),
+        grid=np.where(stats.visual[..., None], [3, 6], -1),
+    )
+    for made, name, sizes, size in (
+        (views, "view", (9, 27), (24, 24)),
+        (frames, "frame", (18, 18), (48, 24)),
+    ):
+        counted = []
+        for number, tokens in enumerate(sizes):
+            captions.clear()
+            tp.draw(picture(*size), made, tmp_path / "x.png", frame=number)
+            here = made.alive[:, 0] & (made.frame[0] == number)
+            after = [int(here[layer + 1].sum()) for layer in LAYERS]
+            assert captions[:2] == [f"{name} {number}", f"{tokens} visual tokens"]
+            assert captions[2::2] == [
+                f"after layer {layer}: {count} kept in {name} {number}"
+                for layer, count in zip(LAYERS, after, strict=True)
+            ]
+            counted.append(after)
+        assert np.sum(counted, axis=0).tolist() == kept
+
+
+def test_a_step_before_the_decoder_is_called_that(tmp_path, captions):
+    stats = stats_of(wrapped_llava(tp.DivPruneConfig(keep=9)), make_batch(((4, IMAGE, 6),)))
+    tp.draw(picture(24, 24), stats, tmp_path / "x.png")
+    assert captions[2] == "before layer 0: 9 kept"

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ..checks import is_whole, require
+from ..fields import BEFORE_DECODER
 from .stats import PruneStats
 
 __all__ = ["draw"]
@@ -17,11 +18,15 @@ _PANEL = 336  # least number of pixels of a panel's longer side
 _MARGIN = 12
 _CAPTION = 44
 _INK = (30, 30, 30)
-_DIM = 0.22  # brightness of a dropped token, relative to a kept one
+_DIM = 0.22  # contrast of a dropped token, relative to a kept one
+_PALE = 230  # what dropped tokens fade to in a bright picture; in a dark one, black
+_DARK = 128  # a picture whose mean brightness is below this is dark
+_BORDER = (255, 170, 0)  # between kept and dropped tokens of a dark picture
+_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
 
 def draw(
-    image: Image.Image | np.ndarray,
+    image: Image.Image | np.ndarray | str | Path,
     stats: PruneStats,
     path: str | Path,
     *,
@@ -29,16 +34,22 @@ def draw(
     image_number: int = 0,
     frame: int | None = None,
 ) -> Path:
-    """Write a PNG: the image, then for each pruning step the tokens that were kept.
+    """Write a picture: the image, then for each pruning step the tokens that were kept.
+
+    Dropped tokens are grey and faded: towards white in a bright picture, towards black in a dark
+    one, where a line separates them from kept ones. Captions count the tokens of the frame or view
+    that is drawn; layers count from 0.
 
     Parameters
     ----------
-    image : PIL image or uint8 array (height, width, 3)
-        The image that the model was given; of a video, the frame.
+    image : PIL image, uint8 array (height, width, 3) or path
+        The image that the model was given, or its file; of a video, the frame. Where the processor
+        crops, pads or stretches, the image after that.
     stats : PruneStats
         Of the prefill with that image.
     path : path
-        Where to write; the folder is created if it does not exist.
+        Where to write, ending in ``.png``, ``.jpg`` or ``.jpeg``; the folder is created if it
+        does not exist.
     sample : int
         Row of the batch.
     image_number : int
@@ -56,8 +67,11 @@ def draw(
     ------
     ValueError
         If the batch has no such sample, the sample no such image, the image no such frame, or if
-        the places of its tokens are not known; if the image is empty, or an argument is of another
-        type. Nothing is then written.
+        the places of its tokens are not known; if the image is empty or has another aspect than
+        the grid of its tokens, the path ends otherwise, or an argument is of another type. Nothing
+        is then written.
+    OSError
+        If `image` is a path and no image can be read there.
 
     Examples
     --------
@@ -74,6 +88,9 @@ def draw(
             "the model has seen the picture."
         )
     require(isinstance(path, str | Path), "path", path, "a path, as a str or pathlib.Path")
+    path = Path(path)
+    known = path.suffix.lower() in _FORMATS
+    require(known, "path", str(path), f"a name that ends in one of {', '.join(_FORMATS)}")
     numbers = {"sample": sample, "image_number": image_number}
     for name, number in (numbers if frame is None else numbers | {"frame": frame}).items():
         require(is_whole(number), name, number, "a whole number")
@@ -86,18 +103,26 @@ def draw(
             f"image_number={image_number}: sample {sample} has "
             f"{stats.image[sample].max() + 1} image(s), counted from 0."
         )
-    picture = _as_picture(image)
+    picture = _opened(image).convert("RGB")
     placed = here & (stats.row[sample] >= 0)
     frames, sizes = np.unique(stats.frame[sample][placed], return_counts=True)
     if not len(frames):
         raise ValueError("Nothing says where in the picture this family's visual tokens lie.")
     if frame is None:
         frame = int(frames[sizes.argmax()])
+    name = "image"
+    if len(frames) > 1:
+        # Frames of a video have one size; the views of an image that is encoded twice do not.
+        same = len(np.unique(stats.grid[sample][placed], axis=0)) == 1
+        name = f"{'frame' if same else 'view'} {frame}"
+        here &= stats.frame[sample] == frame
     placed &= stats.frame[sample] == frame
     if not placed.any():
         raise ValueError(f"frame={frame}: expected one of {frames.tolist()}.")
     rows, cols = stats.grid[sample][placed][0]
-    panels = [(picture, "image", f"{here.sum()} visual tokens")]
+    _check_aspect(picture, int(rows), int(cols))
+    picture = _enlarged(picture)
+    panels = [(picture, name, f"{here.sum()} visual tokens")]
     for number, layer in enumerate(stats.pruning_layers):
         alive = stats.alive[layer + 1, sample] & here
         kept = np.zeros((rows, cols), dtype=bool)
@@ -106,20 +131,33 @@ def draw(
         values = stats.thresholds[number, sample]
         # Letters: the font that comes with Pillow has no θ.
         shown = "  ".join(
-            f"threshold {name} {value:.2f}"
-            for name, value in zip(("r", "s"), values, strict=False)
+            f"threshold {letter} {value:.2f}"
+            for letter, value in zip(("r", "s"), values, strict=False)
             if not np.isnan(value)
         )
-        title = f"after layer {layer + 1}: {alive.sum()} kept"
-        panels.append((_dim(picture, kept), title, shown))
-    path = Path(path)
+        when = "before layer 0" if layer == BEFORE_DECODER else f"after layer {layer}"
+        counted = f"{alive.sum()} kept" + (f" in {name}" if len(frames) > 1 else "")
+        panels.append((_faded(picture, kept), f"{when}: {counted}", shown))
     path.parent.mkdir(parents=True, exist_ok=True)
-    _row(panels).save(path, format="PNG")
+    _row(panels).save(path, format=_FORMATS[path.suffix.lower()], quality=95)
     return path
 
 
-def _as_picture(image: Image.Image | np.ndarray) -> Image.Image:
-    picture = _opened(image).convert("RGB")
+def _check_aspect(picture: Image.Image, rows: int, cols: int) -> None:
+    """Raise ValueError unless the picture can have given this grid of tokens."""
+    # Processors fit both sides to whole tokens: to the nearest, or both up, or both down.
+    least = min(cols / (rows + 1), (cols - 1) / rows)
+    most = max((cols + 1) / rows, cols / (rows - 1) if rows > 1 else float("inf"))
+    if not least <= picture.width / picture.height <= most:
+        raise ValueError(
+            f"image is a picture of {picture.width} x {picture.height} pixels (width x height), "
+            f"whose tokens lie on a grid of {cols} x {rows}: expected the picture as the processor "
+            "hands it to the model. Crop or pad it likewise, or image.resize(...) it to the grid's "
+            "aspect if the processor stretches it."
+        )
+
+
+def _enlarged(picture: Image.Image) -> Image.Image:
     scale = max(1, -(-_PANEL // max(picture.size)))
     size = (picture.width * scale, picture.height * scale)
     # Integer scale and no smoothing: small images stay sharp.
@@ -127,7 +165,13 @@ def _as_picture(image: Image.Image | np.ndarray) -> Image.Image:
 
 
 def _opened(image: Any) -> Image.Image:
-    expected = "expected a PIL image or a uint8 array (height, width, 3) of one pixel or more."
+    expected = (
+        "expected a PIL image or a uint8 array (height, width, 3) of one pixel or more, or a path."
+    )
+    if isinstance(image, str | Path):
+        # Turned as the camera says, which transformers.image_utils.load_image does too.
+        with Image.open(image) as opened:
+            return ImageOps.exif_transpose(opened)
     if isinstance(image, Image.Image):
         if 0 in image.size:
             raise ValueError(
@@ -146,14 +190,35 @@ def _opened(image: Any) -> Image.Image:
     return Image.fromarray(array)
 
 
-def _dim(picture: Image.Image, kept: np.ndarray) -> Image.Image:
-    """Dim the dropped cells and turn them grey."""
+def _faded(picture: Image.Image, kept: np.ndarray) -> Image.Image:
+    """Turn the dropped cells grey and fade them.
+
+    Parameters
+    ----------
+    picture : RGB image
+    kept : bool, (rows, columns)
+        Of the grid of tokens.
+    """
     pixels = np.asarray(picture).astype(np.float32)
     rows = np.arange(picture.height) * kept.shape[0] // picture.height
     cols = np.arange(picture.width) * kept.shape[1] // picture.width
-    mask = kept[rows[:, None], cols[None, :]][..., None]
-    grey = pixels.mean(axis=2, keepdims=True) * _DIM + 255 * (1 - _DIM) * 0.9
-    return Image.fromarray(np.where(mask, pixels, grey).clip(0, 255).astype(np.uint8))
+    mask = kept[rows[:, None], cols[None, :]]
+    dark = pixels.mean() < _DARK
+    grey = pixels.mean(axis=2, keepdims=True) * _DIM + (0 if dark else _PALE * (1 - _DIM))
+    faded = np.where(mask[..., None], pixels, grey)
+    if dark:
+        # Black fades to black: there only the line says what was dropped.
+        faded[_beside(mask) & ~mask] = _BORDER
+    return Image.fromarray(faded.round().clip(0, 255).astype(np.uint8))
+
+
+def _beside(mask: np.ndarray) -> np.ndarray:
+    """Return the mask, grown by two pixels: bool, (height, width)."""
+    for _ in range(2):
+        grown = np.pad(mask, 1)
+        mask = grown[1:-1, 1:-1] | grown[:-2, 1:-1] | grown[2:, 1:-1]
+        mask = mask | grown[1:-1, :-2] | grown[1:-1, 2:]
+    return mask
 
 
 def _row(panels: list[tuple[Image.Image, str, str]]) -> Image.Image:
