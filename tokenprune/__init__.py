@@ -6,6 +6,8 @@ tokens an image), ``batch`` the arguments of its forward for a prompt with one i
 returns them, and ``folder`` the path of an empty folder.
 """
 
+import logging
+
 from ._version import __version__
 from .api import (
     is_wrapped,
@@ -95,3 +97,6 @@ __all__ = [
     "unwrap",
     "wrap",
 ]
+
+# Silent unless the program that imports it configures logging.
+logging.getLogger(__name__).addHandler(logging.NullHandler())

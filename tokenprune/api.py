@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -35,6 +36,8 @@ __all__ = [
     "unwrap",
     "wrap",
 ]
+
+_log = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -116,6 +119,7 @@ def wrap(model: Model, method: MethodConfig | Method | str | Path | None = None)
         heads.load_into(engine.method)
     attach(engine, model)
     cover_save_pretrained(model)
+    _log.info("Wrapped %s: %r", type(model).__name__, engine)
     return model
 
 
@@ -167,6 +171,7 @@ def unwrap(model: Model) -> Model:
     """
     detach(engine_of(model), model)
     uncover_save_pretrained(model)
+    _log.info("Unwrapped %s", type(model).__name__)
     return model
 
 

@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from ..config import MethodConfig
 from ..methods.base import Method
 from .backends import Backend
+from .describe import describe
 from .latest import Latest
 from .record import Record
 
@@ -137,6 +138,10 @@ def heads_left_out() -> Iterator[None]:
         yield
     finally:
         _LEFT_OUT.reset(token)
+
+    def __repr__(self) -> str:
+        """Say what the method is, its budget and what it kept, instead of listing its modules."""
+        return describe(self)
 
 
 def engine_of(model: object) -> Engine:

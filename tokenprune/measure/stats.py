@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from ..engine.describe import steps_in_words
 from ..engine.record import Record
 from .cost import DecoderShape
 
-__all__ = ["PruneStats"]
+__all__ = ["PruneStats", "in_words"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,16 @@ class PruneStats:
     image: np.ndarray
     frame: np.ndarray
     grid: np.ndarray
+
+    def __repr__(self) -> str:
+        """Say what was kept and saved, in a few lines."""
+        costs = (
+            self.kv_bytes,
+            self.kv_bytes_unpruned,
+            self.prefill_flops,
+            self.prefill_flops_unpruned,
+        )
+        return in_words("PruneStats", self.pruning_layers, self.kept, self.visual_tokens, *costs)
 
     @property
     def tokens(self) -> np.ndarray:
@@ -140,6 +151,38 @@ class PruneStats:
         for array in arrays.values():
             array.flags.writeable = False
         return cls(pruning_layers=tuple(d.layer for d in record.decisions), **arrays)
+
+
+def in_words(
+    name: str,
+    pruning_layers: tuple[int, ...],
+    kept: np.ndarray,
+    visual_tokens: np.ndarray,
+    kv_bytes: np.ndarray,
+    kv_bytes_unpruned: np.ndarray,
+    prefill_flops: np.ndarray,
+    prefill_flops_unpruned: np.ndarray,
+) -> str:
+    """Say what samples kept and saved, in a few lines.
+
+    Parameters
+    ----------
+    name : str
+        What the first line begins with.
+    pruning_layers, kept, ...
+        As the attributes of `PruneStats` with these names.
+    """
+    layers, samples = kept.shape
+    mean, total = kept.mean(), visual_tokens.mean()
+    cache = 1 - kv_bytes.sum() / kv_bytes_unpruned.sum()
+    flops = 1 - prefill_flops.sum() / prefill_flops_unpruned.sum()
+    return (
+        f"{name}: {samples} sample{'s' * (samples > 1)}, pruned {steps_in_words(pruning_layers)} "
+        f"of {layers}\n"
+        f"  kept:  {mean:.1f} of {total:.1f} visual tokens ({mean / total:.1%}), mean over layers "
+        f"and samples; {kept[-1].mean():.1f} in the last layer\n"
+        f"  saved: {cache:.1%} of the key-value cache, {flops:.1%} of the prefill's FLOPs"
+    )
 
 
 def _thresholds(record: Record, batch: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ..engine.record import Record
 from .cost import DecoderShape
-from .stats import PruneStats
+from .stats import PruneStats, in_words
 
 __all__ = ["Tracker"]
 
@@ -53,6 +53,15 @@ class Tracker:
             )
         }
         self._pruning_layers: tuple[int, ...] = ()
+
+    def __repr__(self) -> str:
+        """Say what was kept and saved so far, in a few lines."""
+        with self._lock:
+            if not self._kept:
+                return "Tracker: nothing tracked yet"
+            kept = np.concatenate(self._kept, axis=1)
+            columns = {name: np.concatenate(values) for name, values in self._columns.items()}
+            return in_words("Tracker", self._pruning_layers, kept, **columns)
 
     def add(self, record: Record) -> None:
         """Add one pass."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from typing import Any
 
@@ -24,6 +25,9 @@ from .layer_inputs import LayerInputs
 from .stage import Stage
 
 __all__ = ["PruningPass"]
+
+
+_log = logging.getLogger(__name__)
 
 
 class PruningPass(DecidingPass):
@@ -97,6 +101,7 @@ class PruningPass(DecidingPass):
             self.decisions.append(Decision(layer, None, selection.thresholds))
             return changed
         fewest, most = found["alive"]
+        _log.debug("After layer %d: rows keep %d to %d positions", layer, fewest, most)
         kept = survivors(alive, most, ragged=most != fewest)
         before = self.stage.kept
         self.stage = candidates.after_dropping(kept)

@@ -1,0 +1,91 @@
+"""An engine in a few lines: what ``repr(model.tokenprune)`` says."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any
+
+from ..fields import BEFORE_DECODER
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+__all__ = ["describe", "steps_in_words"]
+
+
+def describe(engine: Engine) -> str:
+    """Say the method, its steps and configuration, its budgets, and what the last prefill kept.
+
+    Waits for the device if this thread has run a prompt with an image.
+    """
+    method, num_layers = engine.method, engine.anatomy.num_layers
+    family = engine.adapter.model_type or "a model read by its structure"
+    lines = [
+        f"{type(method).__name__} on {family}: drops visual tokens "
+        f"{steps_in_words(method.layers)} of {num_layers}"
+    ]
+    if engine.config is not None:
+        lines.append(f"config: {_changed_fields(engine.config)}")
+    state = method.runtime_state()
+    budgets = state.pop("budgets", None)
+    if budgets is not None:
+        lines.append(f"budget: {_budgets(budgets, state)}")
+    if state:
+        now = ", ".join(f"{name}={_rounded(value)}" for name, value in state.items())
+        lines.append(f"at run time: {now}")
+    record = engine.latest.record
+    if record is not None:
+        visual = record.layout.mask
+        kept = (record.alive() & visual).sum(dim=2).float().mean(dim=1).tolist()
+        total = visual.sum(dim=1).float().mean().item()
+        lines.append(
+            f"last prefill: kept {sum(kept) / len(kept):.1f} of {total:.1f} visual tokens, mean "
+            f"over layers and samples; {kept[-1]:.1f} in the last layer"
+        )
+    return "\n  ".join(lines)
+
+
+def steps_in_words(layers: tuple[int, ...]) -> str:
+    """Say after which layers, counted from 0, tokens are dropped.
+
+    Examples
+    --------
+    >>> steps_in_words((-1,)), steps_in_words((1, 3))
+    ('before layer 0', 'after layers 1, 3')
+    """
+    after = [str(layer) for layer in layers if layer != BEFORE_DECODER]
+    parts = ["before layer 0"] if BEFORE_DECODER in layers else []
+    if after:
+        parts.append(f"after layer{'s' * (len(after) > 1)} {', '.join(after)}")
+    return " and ".join(parts)
+
+
+def _changed_fields(config: Any) -> str:
+    """Return a configuration's printed form without the fields that have their default."""
+    changed = [
+        f"{field.name}={getattr(config, field.name)!r}"
+        for field in dataclasses.fields(config)
+        if getattr(config, field.name) != field.default
+    ]
+    return f"{type(config).__name__}({', '.join(changed)})"
+
+
+def _budgets(budgets: list[dict[str, Any]], state: dict[str, Any]) -> str:
+    if not budgets:
+        return "not calibrated: call tokenprune.calibrate"
+    tokens = ", ".join(f"{budget['tokens']:g}" for budget in budgets)
+    now = [f"{budget['tokens']:g}" for budget in budgets if _is_at(budget, state)]
+    return f"calibrated for {tokens} tokens; now at {now[0] if now else 'another setting'}"
+
+
+def _is_at(budget: dict[str, Any], state: dict[str, Any]) -> bool:
+    pairs = zip(budget["shifts"], state["shifts"], strict=True)
+    close = all(math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-6) for a, b in pairs)
+    return close and budget["max_kept"] == state["max_kept"]
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_rounded(each) for each in value]
+    return round(value, 4) if isinstance(value, float) else value
