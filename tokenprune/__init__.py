@@ -7,51 +7,55 @@ returns them, and ``folder`` the path of an empty folder.
 """
 
 import logging
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
-from .api import (
-    is_wrapped,
-    losses,
-    paused,
-    stats,
-    supported,
-    track,
-    unwrap,
-    wrap,
-)
-from .callback import TrainerCallback
-from .config import (
-    MethodConfig,
-    MultiLayerConfig,
-    PreDecoderConfig,
-    RankingConfig,
-    SingleLayerConfig,
-)
-from .io import load_heads, save_heads
-from .layout import VisualLayout
-from .measure import PruneStats, draw
-from .methods import (
-    ATPConfig,
-    Context,
-    DivPruneConfig,
-    DownsampleConfig,
-    FastVConfig,
-    IDSelectionConfig,
-    MatryoshkaConfig,
-    Method,
-    PruMergeConfig,
-    PyramidDropConfig,
-    RandomConfig,
-    RankingMethod,
-    Received,
-    Selection,
-    SparseVLMConfig,
-    UniformConfig,
-    VisionZipConfig,
-    register_method,
-)
-from .pretrained import from_pretrained
-from .training import calibrate, set_budget, train_only_heads
+
+if TYPE_CHECKING:
+    from .api import (
+        is_wrapped,
+        losses,
+        paused,
+        stats,
+        supported,
+        track,
+        unwrap,
+        wrap,
+    )
+    from .callback import TrainerCallback
+    from .config import (
+        MethodConfig,
+        MultiLayerConfig,
+        PreDecoderConfig,
+        RankingConfig,
+        SingleLayerConfig,
+    )
+    from .io import load_heads, save_heads
+    from .layout import VisualLayout
+    from .measure import PruneStats, draw
+    from .methods import (
+        ATPConfig,
+        Context,
+        DivPruneConfig,
+        DownsampleConfig,
+        FastVConfig,
+        IDSelectionConfig,
+        MatryoshkaConfig,
+        Method,
+        PruMergeConfig,
+        PyramidDropConfig,
+        RandomConfig,
+        RankingMethod,
+        Received,
+        Selection,
+        SparseVLMConfig,
+        UniformConfig,
+        VisionZipConfig,
+        register_method,
+    )
+    from .pretrained import from_pretrained
+    from .training import calibrate, set_budget, train_only_heads
 
 __all__ = [
     "ATPConfig",
@@ -100,3 +104,23 @@ __all__ = [
 
 # Silent unless the program that imports it configures logging.
 logging.getLogger(__name__).addHandler(logging.NullHandler())
+
+# Where a public name is defined; the first modules are light, the later ones import transformers'
+# modelling code, which takes seconds unless a model was loaded before.
+_HOMES = ("config", "layout", "methods", "measure", "training", "io", "api", "pretrained", "callback")
+
+if not TYPE_CHECKING:  # a type checker would take any name for one that exists
+
+    def __getattr__(name: str) -> Any:
+        """Import a public name when it is first used, so that `import tokenprune` is fast."""
+        if name in __all__:
+            for home in _HOMES:
+                module = import_module(f"{__name__}.{home}")
+                if name in module.__all__:
+                    globals()[name] = getattr(module, name)
+                    return globals()[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
