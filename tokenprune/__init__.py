@@ -107,7 +107,17 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 # Where a public name is defined; the first modules are light, the later ones import transformers'
 # modelling code, which takes seconds unless a model was loaded before.
-_HOMES = ("config", "layout", "methods", "measure", "training", "io", "api", "pretrained", "callback")
+_HOMES = (
+    "config",
+    "layout",
+    "methods",
+    "measure",
+    "training",
+    "io",
+    "api",
+    "pretrained",
+    "callback",
+)
 
 if not TYPE_CHECKING:  # a type checker would take any name for one that exists
 

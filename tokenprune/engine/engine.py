@@ -126,6 +126,10 @@ class Engine(nn.Module):
                 stacklevel=2,
             )
 
+    def __repr__(self) -> str:
+        """Say what the method is, its budget and what it kept, instead of listing its modules."""
+        return describe(self)
+
 
 @contextmanager
 def heads_left_out() -> Iterator[None]:
@@ -138,10 +142,6 @@ def heads_left_out() -> Iterator[None]:
         yield
     finally:
         _LEFT_OUT.reset(token)
-
-    def __repr__(self) -> str:
-        """Say what the method is, its budget and what it kept, instead of listing its modules."""
-        return describe(self)
 
 
 def engine_of(model: object) -> Engine:
