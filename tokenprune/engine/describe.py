@@ -3,30 +3,42 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..config import MethodConfig
 from ..fields import BEFORE_DECODER
-
-if TYPE_CHECKING:
-    from .engine import Engine
+from ..methods.base import Method
+from .record import Record
 
 __all__ = ["describe", "steps_in_words"]
 
 
-def describe(engine: Engine) -> str:
+def describe(
+    method: Method,
+    config: MethodConfig | None,
+    family: str,
+    num_layers: int,
+    record: Record | None,
+) -> str:
     """Say the method, its steps and configuration, its budgets, and what the last prefill kept.
 
-    Waits for the device if this thread has run a prompt with an image.
+    Parameters
+    ----------
+    method : Method
+    config : MethodConfig, optional
+        What the method was built from.
+    family : str
+        The adapter's ``model_type``; empty where there is no adapter for the family alone.
+    num_layers : int
+        Decoder layers.
+    record : Record, optional
+        Of the last prefill; counting its tokens waits for the device.
     """
-    method, num_layers = engine.method, engine.anatomy.num_layers
-    family = engine.adapter.model_type or "a model read by its structure"
-    lines = [
-        f"{type(method).__name__} on {family}: drops visual tokens "
-        f"{steps_in_words(method.layers)} of {num_layers}"
-    ]
-    if engine.config is not None:
-        lines.append(f"config: {_changed_fields(engine.config)}")
+    where = family or "a model read by its structure"
+    steps = f"{steps_in_words(method.layers)} of {num_layers}"
+    lines = [f"{type(method).__name__} on {where}: drops visual tokens {steps}"]
+    if config is not None:
+        lines.append(f"config: {_changed_fields(config)}")
     state = method.runtime_state()
     budgets = state.pop("budgets", None)
     if budgets is not None:
@@ -34,7 +46,6 @@ def describe(engine: Engine) -> str:
     if state:
         now = ", ".join(f"{name}={_rounded(value)}" for name, value in state.items())
         lines.append(f"at run time: {now}")
-    record = engine.latest.record
     if record is not None:
         visual = record.layout.mask
         kept = (record.alive() & visual).sum(dim=2).float().mean(dim=1).tolist()
@@ -80,9 +91,9 @@ def _budgets(budgets: list[dict[str, Any]], state: dict[str, Any]) -> str:
 
 
 def _is_at(budget: dict[str, Any], state: dict[str, Any]) -> bool:
-    pairs = zip(budget["shifts"], state["shifts"], strict=True)
-    close = all(math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-6) for a, b in pairs)
-    return close and budget["max_kept"] == state["max_kept"]
+    """Return whether the method's state is a calibrated budget's, to four digits."""
+    settings = {name: value for name, value in budget.items() if name != "tokens"}
+    return all(_rounded(state.get(name)) == _rounded(value) for name, value in settings.items())
 
 
 def _rounded(value: Any) -> Any:

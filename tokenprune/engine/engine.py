@@ -128,7 +128,8 @@ class Engine(nn.Module):
 
     def __repr__(self) -> str:
         """Say what the method is, its budget and what it kept, instead of listing its modules."""
-        return describe(self)
+        family, layers = self.adapter.model_type, self.anatomy.num_layers
+        return describe(self.method, self.config, family, layers, self.latest.record)
 
 
 @contextmanager
