@@ -22,7 +22,8 @@ LEVELS: tuple[set[str], ...] = (
     {"callback", "saving"},
     {"api"},
     {"pretrained"},
-    {"__init__"},
+    {"__init__", "cli"},
+    {"__main__"},
 )
 
 

@@ -1,0 +1,5 @@
+"""The command ``tokenprune``."""
+
+from .commands import main
+
+__all__ = ["main"]
