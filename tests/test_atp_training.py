@@ -123,7 +123,9 @@ def test_only_heads_change():
         optimiser.step()
     for name, value in model.state_dict().items():
         same = torch.equal(value, before[name])
-        assert same != name.startswith("tokenprune."), name
+        # Training changes parameters; what calibration sets is in the extra state.
+        trained = name.startswith("tokenprune.") and not name.endswith("_extra_state")
+        assert same != trained, name
     assert all(p.grad is None for n, p in model.named_parameters() if "tokenprune" not in n)
 
 
@@ -169,4 +171,5 @@ def test_the_trainer_of_transformers_trains_the_heads(tmp_path):
     assert result.global_step == 2
     assert math.isfinite(result.training_loss)
     for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name]) != name.startswith("tokenprune."), name
+        trained = name.startswith("tokenprune.") and not name.endswith("_extra_state")
+        assert torch.equal(value, before[name]) != trained, name
