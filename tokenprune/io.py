@@ -69,14 +69,14 @@ def save_heads(model: nn.Module, folder: str | Path) -> Path:
     engine = engine_of(model)
     config = _config_of(engine)
     path = path_of(folder)
-    state = tensors_of(engine.method)
-    # Copies: another thread may go on training.
-    tensors = {k: v.detach().to("cpu", torch.float32, copy=True) for k, v in state.items()}
     facts = facts_of(model, engine.adapter)
     try:
         runtime = engine.method.runtime_state()
         # On a copy that shares its parameters: another thread may set another budget.
         copy.copy(engine.method).load_runtime_state(runtime)
+        state = tensors_of(engine.method)
+        # Copies: another thread may go on training.
+        tensors = {k: v.detach().to("cpu", torch.float32, copy=True) for k, v in state.items()}
         said = config.to_dict()
         about = {"tokenprune_version": __version__, **facts, "config": said, "runtime": runtime}
         content = pack(about, tensors)
