@@ -55,7 +55,7 @@ if TYPE_CHECKING:
         register_method,
     )
     from .pretrained import from_pretrained
-    from .training import calibrate, set_budget, train_only_heads
+    from .training import calibrate, set_budget, train_only_heads, trainable
 
 __all__ = [
     "ATPConfig",
@@ -98,6 +98,7 @@ __all__ = [
     "supported",
     "track",
     "train_only_heads",
+    "trainable",
     "unwrap",
     "wrap",
 ]

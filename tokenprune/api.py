@@ -15,7 +15,7 @@ from tokenprune.adapters import adapter_for, verified
 
 from .checks import shown
 from .config import MethodConfig, ModelFacts
-from .engine import ATTRIBUTE, Engine, attach, detach, engine_of, read_anatomy
+from .engine import ATTRIBUTE, Engine, attach, base_model_of, detach, engine_of, read_anatomy
 from .engine import paused as engine_paused
 from .fields import BEFORE_DECODER, layer_numbers
 from .io import facts_of, read_heads
@@ -73,6 +73,8 @@ def wrap(model: Model, method: MethodConfig | Method | str | Path | None = None)
     >>> tp.stats(model).final_tokens.tolist()
     [9]
     """
+    # What PEFT puts around a model can be taken off again: hooks and heads are the model's own.
+    given, model = model, base_model_of(model)
     if is_wrapped(model):
         raise ValueError(
             f"This {type(model).__name__} is wrapped already: call tokenprune.unwrap(model) first."
@@ -120,7 +122,7 @@ def wrap(model: Model, method: MethodConfig | Method | str | Path | None = None)
     attach(engine, model)
     cover_save_pretrained(model)
     _log.info("Wrapped %s: %r", type(model).__name__, engine)
-    return model
+    return given
 
 
 def _check_method(method: Method, facts: ModelFacts) -> None:
@@ -145,7 +147,7 @@ def is_wrapped(model: object) -> bool:
     >>> tp.is_wrapped(torch.nn.Linear(1, 1))
     False
     """
-    return isinstance(getattr(model, ATTRIBUTE, None), Engine)
+    return isinstance(getattr(base_model_of(model), ATTRIBUTE, None), Engine)
 
 
 def unwrap(model: Model) -> Model:
@@ -169,9 +171,10 @@ def unwrap(model: Model) -> Model:
     >>> tp.is_wrapped(tp.unwrap(model))
     False
     """
-    detach(engine_of(model), model)
-    uncover_save_pretrained(model)
-    _log.info("Unwrapped %s", type(model).__name__)
+    base = base_model_of(model)
+    detach(engine_of(model), base)
+    uncover_save_pretrained(base)
+    _log.info("Unwrapped %s", type(base).__name__)
     return model
 
 
@@ -274,6 +277,7 @@ def track(model: nn.Module) -> Iterator[Tracker]:
 
 
 def _shape(model: nn.Module, engine: Engine) -> DecoderShape:
+    model = base_model_of(model)
     # Quantised weights are whole numbers: the cache's dtype is that of the layers' rest.
     weights = engine.adapter.decoder_layers(model).parameters()
     dtype = next(p.dtype for p in weights if p.is_floating_point())

@@ -24,7 +24,7 @@ from ._version import __version__
 from .atomic import replace_file
 from .checks import shown
 from .config import MethodConfig
-from .engine import Engine, engine_of
+from .engine import Engine, base_model_of, engine_of
 from .heads_file import pack
 from .saved import CONFIG, HEADS, Heads, named, open_heads, parsed, path_of, tensors_of
 
@@ -194,6 +194,7 @@ def read_heads(
 
 def facts_of(model: Any, adapter: Adapter) -> dict[str, Any]:
     """Return what heads depend on in a model: its family, depth and width."""
+    model = base_model_of(model)
     text = adapter.text_config(model)
     return {
         "base_model": getattr(model.config, "_name_or_path", "") or None,

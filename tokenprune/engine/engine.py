@@ -19,6 +19,7 @@ from .backends import Backend
 from .describe import describe
 from .latest import Latest
 from .record import Record
+from .wrappers import base_model_of, check_heads
 
 if TYPE_CHECKING:
     from tokenprune.adapters import Adapter
@@ -80,7 +81,9 @@ class Engine(nn.Module):
     trackers : list of callable
         Called with the `Record` of every prefill with images.
     required_grad : dict, optional
-        Name → ``requires_grad`` of the model's parameters before `train_only_heads`.
+        Name → ``requires_grad`` of the model's parameters before `tokenprune.trainable`.
+    trains : frozenset of str, optional
+        What `tokenprune.trainable` was last given. None: it was not called.
     handles : list of RemovableHandle
         Of the hooks.
     instance_generate : callable, optional
@@ -104,6 +107,7 @@ class Engine(nn.Module):
         self.latest = Latest()
         self.trackers: list[Callable[[Record], None]] = []
         self.required_grad: dict[str, bool] | None = None
+        self.trains: frozenset[str] | None = None
         self.handles: list[RemovableHandle] = []
         self.instance_generate: Callable[..., Any] | None = None
         self.warns_without_heads = True
@@ -151,13 +155,14 @@ def engine_of(model: object) -> Engine:
     Raises
     ------
     ValueError
-        If it is no model, or not wrapped.
+        If it is no model, is not wrapped, or PEFT has copied or changed its heads.
     """
     if not isinstance(model, nn.Module):
         raise ValueError(
             f"model is a {type(model).__name__}: expected a model that tokenprune.wrap returned."
         )
-    engine = getattr(model, ATTRIBUTE, None)
+    engine = getattr(base_model_of(model), ATTRIBUTE, None)
+    check_heads(engine)
     if not isinstance(engine, Engine):
         raise ValueError(
             f"This {type(model).__name__} is not wrapped: call tokenprune.wrap(model) first."

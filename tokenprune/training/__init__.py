@@ -1,6 +1,6 @@
 """Train the heads, and calibrate their thresholds without training."""
 
 from .calibrate import calibrate, set_budget
-from .heads_only import train_only_heads
+from .trainable import train_only_heads, trainable
 
-__all__ = ["calibrate", "set_budget", "train_only_heads"]
+__all__ = ["calibrate", "set_budget", "train_only_heads", "trainable"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 
 from .. import calls
 from ..arguments import bind
+from ..engine import ATTRIBUTE, Engine
 from ..passes import SoftenedPass
+from ..wrappers import check_heads
 from .base import Hooks
 
 __all__ = ["ModelHooks"]
@@ -21,10 +24,12 @@ class ModelHooks(Hooks):
     """The hooks of the top-level model, and what covers its ``generate``."""
 
     @torch.compiler.disable
-    def before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Begin a call."""
         engine = self.engine
         calls.pop(engine)  # an interrupt may have left one
+        if engine.training and engine.method.trainable and torch.is_grad_enabled():
+            check_heads(getattr(model, ATTRIBUTE, None))
         given = bind(engine.anatomy.model_signature, args, kwargs)
         images = engine.adapter.has_images(given)
         tower_layer = engine.anatomy.tower_layer
@@ -43,6 +48,7 @@ class ModelHooks(Hooks):
         finished = call.finished
         trace = finished.trace() if isinstance(finished, SoftenedPass) else None
         terms = {} if trace is None else engine.method.losses(trace)
+        _warn_if_frozen(engine)
         extra = sum((value * weight for value, weight in terms.values()), torch.zeros(()))
         if not terms:
             # A batch without images teaches the heads nothing, but its loss must have a gradient.
@@ -73,6 +79,19 @@ def _with_loss(output: Any, loss: Tensor) -> Any:
         return (loss, *output[1:])
     output["loss"] = loss
     return output
+
+
+def _warn_if_frozen(engine: Engine) -> None:
+    """Warn where heads are trained on that are frozen, and nobody asked for it."""
+    wanted = engine.trains is None or "heads" in engine.trains
+    parameters = list(engine.parameters())
+    if wanted and parameters and not any(p.requires_grad for p in parameters):
+        warnings.warn(
+            "The pruning heads are frozen in this training forward: peft.get_peft_model, for "
+            "instance, freezes whatever it did not add. Call tokenprune.trainable(model, "
+            '"heads", "lora"), or tokenprune.trainable(model, "lora") to leave them frozen.',
+            stacklevel=2,
+        )
 
 
 def _check_not_chunked(generate: Callable[..., Any], arguments: dict[str, Any]) -> None:

@@ -51,6 +51,23 @@ def lay_on_grid(values: Tensor, mask: Tensor, cells: Tensor, grid: tuple[int, in
     return torch.where(placed, means[..., :-1], means[..., -1:]).unflatten(-1, grid)
 
 
+class Affine(nn.Module):
+    """A linear layer in float32 that is no nn.Linear.
+
+    PEFT's ``target_modules="all-linear"`` and quantisers replace every nn.Linear of a model.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        # Whatever torch's default dtype is: thresholds are decided in single precision.
+        drawn = nn.Linear(inputs, outputs, dtype=torch.float32)
+        self.weight, self.bias = drawn.weight, drawn.bias
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Compute inputs·Wᵀ + b."""
+        return nn.functional.linear(inputs, self.weight, self.bias)
+
+
 class ThresholdHeads(nn.Module):
     """Heads that compute both thresholds from the score maps.
 
@@ -71,9 +88,8 @@ class ThresholdHeads(nn.Module):
     def __init__(self, grid: tuple[int, int], hidden: int, start: tuple[float, float]) -> None:
         super().__init__()
         self.grid = grid
-        # Whatever torch's default dtype is: thresholds are decided in single precision.
-        self.project = nn.Linear(2 * grid[0] * grid[1], hidden, dtype=torch.float32)
-        self.heads = nn.Linear(hidden, 2, dtype=torch.float32)
+        self.project = Affine(2 * grid[0] * grid[1], hidden)
+        self.heads = Affine(hidden, 2)
         with torch.no_grad():
             self.heads.weight.mul_(0.1)
             self.heads.bias.copy_(torch.tensor(start))

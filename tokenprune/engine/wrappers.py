@@ -1,0 +1,77 @@
+"""What other libraries put around a model, or into it: PEFT, torch.compile, DDP and FSDP."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+__all__ = ["base_model_of", "check_heads", "peft_layers"]
+
+# The child that holds the model: in torch.compile's wrapper, in FSDP's, and in DDP's.
+_CHILDREN = ("_orig_mod", "_fsdp_wrapped_module", "module")
+
+
+def base_model_of(model: Any) -> Any:
+    """Return the transformers model inside PEFT's, torch.compile's, DDP's and FSDP's wrappers.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A model with any of these around it, in any order, or none. Other objects are returned as
+        they are.
+
+    Examples
+    --------
+    >>> base_model_of(torch.nn.DataParallel(model)) is model
+    True
+    """
+    while isinstance(model, nn.Module):
+        children = vars(model).get("_modules", {})
+        name = next((name for name in _CHILDREN if name in children), None)
+        if name is not None:
+            model = children[name]
+        elif hasattr(model, "get_base_model"):
+            model = model.get_base_model()
+        else:
+            break
+    return model
+
+
+def peft_layers(module: nn.Module) -> dict[str, Any]:
+    """Return what PEFT has put into a module, by name: its adapters and its copies.
+
+    LoRA layers and other adapters, and the wrappers of ``modules_to_save`` and of trainable tokens.
+    """
+    # PEFT is not imported for this: it may not be installed.
+    found = module.named_modules()
+    return {name: layer for name, layer in found if hasattr(type(layer), "adapter_layer_names")}
+
+
+def check_heads(engine: Any) -> None:
+    """Check that PEFT has left the pruning heads alone.
+
+    Parameters
+    ----------
+    engine : object
+        What stands under the engine's name in a model.
+
+    Raises
+    ------
+    ValueError
+        If they are among ``modules_to_save``, or adapters were put into them.
+    """
+    layers = peft_layers(engine) if isinstance(engine, nn.Module) else {}
+    if "" in layers:
+        raise ValueError(
+            "PEFT was given the pruning heads as modules_to_save: it trains a copy of them, which "
+            "the model does not prune by. Leave them out of modules_to_save, and call "
+            'tokenprune.trainable(model, "heads", "lora").'
+        )
+    if layers:
+        names = ", ".join(sorted(layers))
+        raise ValueError(
+            f"PEFT has changed the pruning heads ({names}): they are trained and saved as they "
+            'are. Give its configuration exclude_modules=r".*tokenprune.*", and call '
+            'tokenprune.trainable(model, "heads", "lora").'
+        )
