@@ -75,6 +75,12 @@ def wrap(model: Model, method: MethodConfig | Method | str | Path | None = None)
     """
     # What PEFT puts around a model can be taken off again: hooks and heads are the model's own.
     given, model = model, base_model_of(model)
+    parallel = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+    if isinstance(given, parallel) or hasattr(given, "_fsdp_wrapped_module"):
+        raise ValueError(
+            f"A {type(given).__name__} would not synchronise heads that it was made without: call "
+            "tokenprune.wrap(model) first, then put it around the model."
+        )
     if is_wrapped(model):
         raise ValueError(
             f"This {type(model).__name__} is wrapped already: call tokenprune.unwrap(model) first."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -32,7 +32,7 @@ def base_model_of(model: Any) -> Any:
         if name is not None:
             model = children[name]
         elif hasattr(model, "get_base_model"):
-            model = model.get_base_model()
+            model = cast(Any, model).get_base_model()
         else:
             break
     return model
