@@ -15,8 +15,9 @@ from tokenprune.adapters import adapter_for, verified
 
 from .checks import shown
 from .config import MethodConfig, ModelFacts
-from .engine import ATTRIBUTE, Engine, attach, base_model_of, detach, engine_of, read_anatomy
+from .engine import ATTRIBUTE, Engine, attach, detach, engine_of, read_anatomy
 from .engine import paused as engine_paused
+from .engine.wrappers import base_model_of, check_not_parallel
 from .fields import BEFORE_DECODER, layer_numbers
 from .io import facts_of, read_heads
 from .measure.cost import DecoderShape
@@ -75,12 +76,7 @@ def wrap(model: Model, method: MethodConfig | Method | str | Path | None = None)
     """
     # What PEFT puts around a model can be taken off again: hooks and heads are the model's own.
     given, model = model, base_model_of(model)
-    parallel = (nn.parallel.DistributedDataParallel, nn.DataParallel)
-    if isinstance(given, parallel) or hasattr(given, "_fsdp_wrapped_module"):
-        raise ValueError(
-            f"A {type(given).__name__} would not synchronise heads that it was made without: call "
-            "tokenprune.wrap(model) first, then put it around the model."
-        )
+    check_not_parallel(given)
     if is_wrapped(model):
         raise ValueError(
             f"This {type(model).__name__} is wrapped already: call tokenprune.unwrap(model) first."

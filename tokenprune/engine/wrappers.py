@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from torch import nn
 
-__all__ = ["base_model_of", "check_heads", "peft_layers"]
+__all__ = ["base_model_of", "check_heads", "check_not_parallel", "peft_layers"]
 
 # The child that holds the model: in torch.compile's wrapper, in FSDP's, and in DDP's.
 _CHILDREN = ("_orig_mod", "_fsdp_wrapped_module", "module")
@@ -74,4 +74,20 @@ def check_heads(engine: Any) -> None:
             f"PEFT has changed the pruning heads ({names}): they are trained and saved as they "
             'are. Give its configuration exclude_modules=r".*tokenprune.*", and call '
             'tokenprune.trainable(model, "heads", "lora").'
+        )
+
+
+def check_not_parallel(model: Any) -> None:
+    """Check that a model that is to be wrapped is not yet in DDP, DataParallel or FSDP.
+
+    Raises
+    ------
+    ValueError
+        If it is: they synchronise the parameters that they found when they were made.
+    """
+    parallel = isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel)
+    if parallel or hasattr(model, "_fsdp_wrapped_module"):
+        raise ValueError(
+            f"A {type(model).__name__} would not synchronise heads that it was made without: call "
+            "tokenprune.wrap(model) first, then put it around the model."
         )
