@@ -1,8 +1,6 @@
 """``python -m tokenprune``: the command line."""
 
-import sys
-
-from .cli import main
+from .cli import app
 
 if __name__ == "__main__":
-    sys.exit(main())
+    app(prog_name="tokenprune")

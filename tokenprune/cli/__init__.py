@@ -1,5 +1,6 @@
 """The command ``tokenprune``."""
 
-from .commands import main
+from . import look
+from .app import app
 
-__all__ = ["main"]
+__all__ = ["app", "look"]

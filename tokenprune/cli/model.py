@@ -14,14 +14,11 @@ from tokenprune.adapters import adapter_for
 
 from ..config import ModelFacts
 from ..measure.cost import DecoderShape
+from .app import CommandError
 
-__all__ = ["DTYPES", "CommandError", "ReadModel", "read_model", "tokens_at"]
+__all__ = ["DTYPES", "ReadModel", "read_model", "tokens_at"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-class CommandError(Exception):
-    """A reason, in a sentence, why a command cannot do what was asked."""
 
 
 @dataclass(frozen=True)
