@@ -15,7 +15,7 @@ Graph = dict[str, set[str]]
 LEVELS: tuple[set[str], ...] = (
     {"_version", "atomic", "checks", "layout", "releases", "strict_json"},
     {"fields"},
-    {"config"},
+    {"config", "data"},
     {"adapters", "heads_file", "kernels", "methods"},
     {"engine", "saved"},
     {"io", "measure", "training"},

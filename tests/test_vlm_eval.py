@@ -1,4 +1,4 @@
-"""The paper's benchmarks and training data, in small: prompts, labels, resuming, lmms-eval."""
+"""The paper's benchmarks and training in small: options, resuming, lmms-eval."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoProcessor, TrainingArguments
+from transformers import TrainingArguments
 
 import tokenprune as tp
 from benchmarks.digits_vqa.dataset import samples
@@ -21,11 +21,9 @@ from benchmarks.digits_vqa.evaluate import accuracy
 from benchmarks.digits_vqa.models.llava import FOLDER
 from benchmarks.vlm_eval import local_data
 from benchmarks.vlm_eval.checkpoint import config_of, load
-from benchmarks.vlm_eval.mix665k import Collator, Mix665k
 from benchmarks.vlm_eval.train import Recipe, run
 
 ROOT = Path(__file__).parents[1]
-WEIGHTS = FOLDER.parent
 
 
 @pytest.fixture
@@ -55,44 +53,6 @@ def test_options_are_read_as_words_of_a_command_line() -> None:
 def test_what_does_not_go_together_is_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load(str(FOLDER), **given)
-
-
-@pytest.mark.parametrize("name", ["llava", "llava_next", "qwen2_vl"])
-def test_labels_are_the_answers_and_nothing_else(data: Path, name: str) -> None:
-    """With a chat template (Qwen2-VL's) and without; one round and two."""
-    processor = AutoProcessor.from_pretrained(WEIGHTS / name)
-    rows = Mix665k(data / "llava_v1_5_mix665k.json", data)
-    assert len(rows) == 24  # one is about no picture
-    few = [rows[n] for n in range(4)]
-    batch = Collator(processor)(few)
-    for n, row in enumerate(few):
-        answers = [t["content"][0]["text"] for t in row["turns"] if t["role"] == "assistant"]
-        assert len(answers) == (2 if n % 3 == 0 else 1)
-        said = batch["labels"][n] != -100
-        assert torch.equal(batch["labels"][n][said], batch["input_ids"][n][said])
-        # Each answer is a run of labels, in order.
-        begins = said & ~torch.cat([said.new_zeros(1), said[:-1]])
-        assert int(begins.sum()) == len(answers)
-        words = processor.tokenizer.decode(batch["labels"][n][said], skip_special_tokens=True)
-        assert words.split() == answers
-        assert not (said & ~batch["attention_mask"][n].bool()).any()
-
-
-def test_long_conversations_are_cut(data: Path) -> None:
-    processor = AutoProcessor.from_pretrained(FOLDER)
-    rows = Mix665k(data / "llava_v1_5_mix665k.json", data)
-    batch = Collator(processor, longest=150)([rows[0], rows[1]])
-    assert {batch[n].shape for n in ("input_ids", "attention_mask", "labels")} == {(2, 150)}
-
-
-def test_data_of_another_form_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "rows.json"
-    path.write_text(json.dumps([{"question": "what"}]))
-    with pytest.raises(ValueError, match="expected a JSON list of rows with 'conversations'"):
-        Mix665k(path, tmp_path)
-    path.write_text(json.dumps([{"conversations": []}]))
-    with pytest.raises(ValueError, match="none of its 1 rows has an image"):
-        Mix665k(path, tmp_path)
 
 
 def train(data: Path, out: str, **more: Any) -> Path:

@@ -17,9 +17,9 @@ from lmms_eval.protocol import ChatMessages
 from tqdm import tqdm
 
 import tokenprune as tp
+from tokenprune.data import text_of
 
 from .checkpoint import load
-from .prompts import text_of
 
 __all__ = ["TokenPrune"]
 

@@ -22,10 +22,10 @@ from torch.utils.data import Subset
 from transformers import HfArgumentParser, Trainer, TrainingArguments, set_seed
 
 import tokenprune as tp
+from tokenprune.data import Conversations, TrainingCollator
 from tokenprune.io import load_heads
 
 from .checkpoint import config_of, load
-from .mix665k import Collator, Mix665k
 
 __all__ = ["HeadsTrainer", "Recipe", "run"]
 
@@ -69,7 +69,8 @@ def run(recipe: Recipe, arguments: TrainingArguments) -> Path:
     config = config_of("atp", dict(option.split("=", 1) for option in recipe.options))
     tp.wrap(model.to(arguments.device), config)
     tp.train_only_heads(model)
-    data, collate = Mix665k(recipe.annotations, recipe.images), Collator(processor, recipe.longest)
+    data = Conversations(recipe.annotations, recipe.images)
+    collate = TrainingCollator(processor, recipe.longest)
     apart = len(data) - min(recipe.calibration, len(data) // 2)
     size = arguments.per_device_train_batch_size
     batches = [

@@ -19,6 +19,8 @@ def text_of(processor: Any, turns: Sequence[Turn], for_answer: bool) -> str:
 
     Parameters
     ----------
+    processor : ProcessorMixin
+    turns : sequence of dict
     for_answer : bool
         Whether the text ends where the assistant's answer begins.
     """
