@@ -15,11 +15,11 @@ Graph = dict[str, set[str]]
 LEVELS: tuple[set[str], ...] = (
     {"_version", "atomic", "checks", "layout", "releases", "strict_json"},
     {"fields"},
-    {"config", "data"},
+    {"config", "data", "model_card"},
     {"adapters", "heads_file", "kernels", "methods"},
     {"engine", "saved"},
     {"io", "measure", "training"},
-    {"callback", "saving"},
+    {"callback", "hub", "saving"},
     {"api"},
     {"pretrained"},
     {"__init__", "cli"},

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         RankingConfig,
         SingleLayerConfig,
     )
+    from .hub import push_heads
     from .io import load_heads, save_heads
     from .layout import VisualLayout
     from .measure import PruneStats, draw
@@ -91,6 +92,7 @@ __all__ = [
     "load_heads",
     "losses",
     "paused",
+    "push_heads",
     "register_method",
     "save_heads",
     "set_budget",
@@ -115,6 +117,7 @@ _HOMES = (
     "measure",
     "training",
     "io",
+    "hub",
     "api",
     "pretrained",
     "callback",
