@@ -1,4 +1,4 @@
-"""Pages: their code runs, their figures are the committed results', their links lead to files."""
+"""Pages: their figures are the committed results', their links lead to files."""
 
 from __future__ import annotations
 
@@ -6,51 +6,20 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from PIL import Image
 
 from benchmarks.atp_options.render import render as options_page
 from benchmarks.digits_vqa import report
-from benchmarks.digits_vqa.dataset import collate, samples
-from benchmarks.digits_vqa.recipe import calibration_batches, load
 from benchmarks.reliability.render import render as reliability_page
 from benchmarks.reproduce.render import render as reproduction_page
 from benchmarks.reproduce.render import spread
 from benchmarks.speed.render import render as performance_page
 from benchmarks.store import read
 
-ROOT = Path(__file__).parents[1]
+from .support.pages import PAGES, ROOT, name
+
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-
-
-def blocks(page: str) -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
-
-
-@pytest.mark.parametrize("page", ["README.md", "docs/guide.md"])
-def test_python_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In order, in one namespace, with the small LLaVA and what the text calls by name."""
-    model, processor = load("llava")
-    picture = samples("validation", 1, 3)
-    names: dict[str, Any] = {
-        "torch": torch,
-        "model": model,
-        "tokenizer": processor.tokenizer,
-        "batches": [collate(processor, samples("train", 2, 1), with_answers=True)],
-        "unlabeled": calibration_batches(processor, samples("train", 4, 2)),
-        "inputs": {**collate(processor, picture, with_answers=False), "max_new_tokens": 1},
-        "image": Image.fromarray(picture[0].picture.pixels),
-    }
-    monkeypatch.chdir(tmp_path)
-    found = blocks(page)
-    assert found
-    for block in found:
-        exec(compile(block, page, "exec"), names)
-    assert (tmp_path / "heads" / "tokenprune_heads.safetensors").is_file()
 
 
 RENDERED: dict[str, Callable[[Path], str]] = {
@@ -100,7 +69,7 @@ def test_the_readme_s_figures_are_the_committed_ones() -> None:
     assert f"**{len(families)} families:**" in text
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_lead_to_files(page: Path) -> None:
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8"))
     missing = [link for link in links if not (page.parent / link).exists()]

@@ -74,7 +74,7 @@ def _cases(found: dict[str, Any]) -> str:
 
 def _section(row: Row, found: dict[str, Any]) -> list[str]:
     machine = found["environment"]
-    lines = [f"## {row.name}", "", row.tried, "", "```", found["command"], "```", ""]
+    lines = [f"## {row.name}", "", row.tried, "", "```sh", found["command"], "```", ""]
     lines.append(
         f"Seed {found['seed']}; torch {machine['torch']}, transformers {machine['transformers']}, "
         f"Python {machine['python']}, {machine['processor']}. The last line: "
