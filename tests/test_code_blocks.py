@@ -14,8 +14,8 @@ from PIL import Image
 
 from benchmarks.digits_vqa.dataset import collate, samples
 from benchmarks.digits_vqa.recipe import calibration_batches, load
-from tokenprune.cli import main
 
+from .support.command_line import run_command
 from .support.pages import PAGES, ROOT, Block, blocks, name, with_blocks
 
 # Pages whose blocks need more than the small LLaVA, and the tests that run them.
@@ -149,7 +149,7 @@ def test_our_own_commands_run(where: str, names: dict[str, Any], tmp_path: Path)
     """With `weights` as docs/cli.md has it."""
     (tmp_path / "weights").symlink_to(ROOT / "benchmarks" / "digits_vqa" / "weights")
     for words in OURS[where]:
-        assert main(words) == 0
+        assert run_command(*words)[0] == 0
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
