@@ -6,7 +6,7 @@ WORKERS ?= 2
 
 .PHONY: setup demo test test-oldest test-newest test-newest-core newest update-lock test-gpu \
 	test-elsewhere lint bench bench-gpu options families reproduce reproduce-methods \
-	reproduce-rest reproduce-quick fuzz soak reliability clean
+	reproduce-rest reproduce-quick fuzz soak reliability notebooks clean
 
 setup: $(READY)
 
@@ -118,6 +118,15 @@ soak: $(READY)
 reliability: $(READY)
 	$(BIN)/python -m benchmarks.reliability --workers $(WORKERS) \
 		--out benchmarks/results/reliability.json --render docs/reliability.md
+
+# The notebooks as .ipynb, run: minutes.
+notebooks: $(READY)
+	mkdir -p out/notebooks
+	for name in $(notdir $(basename $(wildcard examples/notebooks/*.py))); do \
+		$(BIN)/jupytext --to ipynb --output out/notebooks/$$name.ipynb \
+			examples/notebooks/$$name.py || exit; \
+		PYTHONPATH=$(CURDIR) $(BIN)/jupyter execute --inplace out/notebooks/$$name.ipynb || exit; \
+	done
 
 clean:
 	rm -rf build dist out *.egg-info
