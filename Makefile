@@ -18,7 +18,7 @@ setup: $(READY)
 .venv-oldest/.ready: requirements/oldest.txt
 .venv-oldest/.ready: PACKAGES = -r requirements/oldest.txt
 .venv-newest/.ready: newest
-.venv-newest/.ready: PACKAGES = --upgrade --upgrade-strategy eager -e ".[demo]" --group test
+.venv-newest/.ready: PACKAGES = --upgrade --upgrade-strategy eager -e ".[demo]" --group test --group docs
 .venv-newest/.ready: FIRST = .venv-newest/bin/python -m pip install --upgrade pip
 
 .venv/.ready .venv-oldest/.ready .venv-newest/.ready: %/.ready: pyproject.toml
@@ -33,8 +33,8 @@ update-lock:
 	test -x .venv-lock/bin/python || $(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --upgrade uv
 	for lock in tested oldest; do .venv-lock/bin/uv pip compile pyproject.toml --extra demo \
-		--group test --constraints requirements/$$lock.in --universal --python-version 3.10 \
-		--upgrade --no-annotate --custom-compile-command "make update-lock" \
+		--group test --group docs --constraints requirements/$$lock.in --universal \
+		--python-version 3.10 --upgrade --no-annotate --custom-compile-command "make update-lock" \
 		--output-file requirements/$$lock.txt || exit; done
 
 demo: $(READY)

@@ -30,9 +30,9 @@ PIN = re.compile(r"(?P<name>[a-z0-9.-]+)==(?P<version>[^\s;]+)( ; (?P<marker>.+)
 
 
 def required() -> list[Requirement]:
-    """Everything that `make test` needs: the library, the extra `demo`, the group `test`."""
-    extras = PROJECT["project"]["optional-dependencies"]
-    found = [*PROJECT["project"]["dependencies"], *PROJECT["dependency-groups"]["test"]]
+    """Everything that `make test` needs: the library, the extra `demo`, both groups."""
+    extras, groups = PROJECT["project"]["optional-dependencies"], PROJECT["dependency-groups"]
+    found = [*PROJECT["project"]["dependencies"], *groups["test"], *groups["docs"]]
     found += [*extras["demo"], *extras["vision"], *extras["train"]]
     return [r for r in map(Requirement, found) if r.name != "tokenprune"]
 

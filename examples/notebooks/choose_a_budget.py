@@ -67,13 +67,13 @@ def batch(part: Sequence[Row]) -> dict[str, Any]:
 
 
 prompts = [batch(rows("train", CALIBRATION, SEED + 1))]
-test = rows("held_out", QUESTIONS, SEED)
+test = rows("validation", QUESTIONS, SEED)
 
 # %% [markdown]
 # ## What a budget saves
 #
 # This needs no run: FLOPs and cache bytes follow from counts of tokens. The command `tokenprune
-# estimate MODEL --keep 25%` says the same of any model from its configuration alone.
+# estimate MODEL --budget 25%` says the same of any model from its configuration alone.
 
 # %%
 tp.wrap(model, tp.ATPConfig(layers=(1, 4, 12)))

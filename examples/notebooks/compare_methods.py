@@ -66,7 +66,7 @@ def batch(part: Sequence[Row]) -> dict[str, Any]:
     )
 
 
-test = rows("held_out", QUESTIONS, SEED)
+test = rows("validation", QUESTIONS, SEED)
 
 # %% [markdown]
 # ## One budget for all

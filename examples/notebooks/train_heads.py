@@ -58,7 +58,7 @@ def rows(split: str, number: int, seed: int) -> list[Row]:
 
 train = rows("train", STEPS * BATCH, SEED)
 calibrate = rows("train", CALIBRATION, SEED + 1)
-test = rows("held_out", QUESTIONS, SEED)
+test = rows("validation", QUESTIONS, SEED)
 test[0][0]
 
 # %% [markdown]
