@@ -15,6 +15,7 @@ import tokenprune as tp
 from benchmarks.digits_vqa.dataset import samples
 from benchmarks.digits_vqa.models.llava import FOLDER
 from benchmarks.vlm_eval import local_data
+from tokenprune.checkpoint import load
 from tokenprune.data import Conversations, PromptCollator, TrainingCollator, text_of
 
 NAMES = ("llava", "llava_next", "qwen2_vl")
@@ -198,8 +199,6 @@ def test_prompts_end_where_the_answer_begins(data: Conversations, name: str) -> 
 
 
 def test_prompts_calibrate(data: Conversations) -> None:
-    from benchmarks.vlm_eval.checkpoint import load
-
     model, processor = load(str(FOLDER))
     tp.wrap(model, tp.ATPConfig(layers=(1, 4, 12), target_tokens=36))
     batch = PromptCollator(processor)([data[n] for n in range(4)])

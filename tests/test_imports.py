@@ -21,7 +21,8 @@ LEVELS: tuple[set[str], ...] = (
     {"io", "measure", "training"},
     {"callback", "hub", "saving"},
     {"api"},
-    {"pretrained"},
+    {"checkpoint", "pretrained"},
+    {"integrations", "recipes"},
     {"__init__", "cli"},
     {"__main__"},
 )

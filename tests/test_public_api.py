@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 import re
@@ -21,6 +22,8 @@ def modules():
     for package in (tp, importlib.import_module("tokenprune.adapters")):
         prefix = package.__name__ + "."
         found |= {name for _, name, _ in pkgutil.walk_packages(package.__path__, prefix)}
+    if not importlib.util.find_spec("lmms_eval"):  # which is what imports it
+        found.discard("tokenprune.integrations.lmms_eval.model")
     return sorted(found)
 
 

@@ -20,8 +20,8 @@ from benchmarks.digits_vqa.dataset import samples
 from benchmarks.digits_vqa.evaluate import accuracy
 from benchmarks.digits_vqa.models.llava import FOLDER
 from benchmarks.vlm_eval import local_data
-from benchmarks.vlm_eval.checkpoint import config_of, load
-from benchmarks.vlm_eval.train import Recipe, run
+from tokenprune.checkpoint import config_of, load
+from tokenprune.recipes.mix665k import Recipe, run
 
 ROOT = Path(__file__).parents[1]
 
@@ -112,7 +112,7 @@ def test_lmms_eval_finds_the_accuracy_that_we_find(tmp_path: Path, given: str) -
         *("--batch_size", "4", "--device", "cpu", "--output_path", "out"),
     ]
     subprocess.run(
-        [sys.executable, "-m", "benchmarks.vlm_eval", *arguments],
+        [sys.executable, "-m", "lmms_eval", *arguments],
         cwd=tmp_path,
         check=True,
         env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_HOME": "hub"},

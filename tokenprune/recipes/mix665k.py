@@ -3,7 +3,7 @@
 All arguments of transformers' TrainingArguments are understood; the checkpoint stays as it is, and
 what is saved is the heads and the optimizer's state alone.
 
-    torchrun --nproc-per-node 8 -m benchmarks.vlm_eval.train \
+    torchrun --nproc-per-node 8 -m tokenprune.recipes.mix665k \
         --pretrained llava-hf/llava-1.5-7b-hf --annotations llava_v1_5_mix665k.json --images . \
         --output_dir out/heads --per_device_train_batch_size 8 --bf16 --logging_steps 10 \
         --save_steps 500
@@ -21,11 +21,11 @@ import torch
 from torch.utils.data import Subset
 from transformers import HfArgumentParser, Trainer, TrainingArguments, set_seed
 
-import tokenprune as tp
-from tokenprune.data import Conversations, TrainingCollator
-from tokenprune.io import load_heads
-
-from .checkpoint import config_of, load
+from ..api import wrap
+from ..checkpoint import config_of, load
+from ..data import Conversations, TrainingCollator
+from ..io import load_heads, save_heads
+from ..training import calibrate, train_only_heads
 
 __all__ = ["HeadsTrainer", "Recipe", "run"]
 
@@ -53,7 +53,7 @@ class HeadsTrainer(Trainer):
     """Saves and loads the heads, not the model around them."""
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        tp.save_heads(self.accelerator.unwrap_model(self.model), _folder(self.args, output_dir))
+        save_heads(self.accelerator.unwrap_model(self.model), _folder(self.args, output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_heads(self.accelerator.unwrap_model(model or self.model), resume_from_checkpoint)
@@ -67,8 +67,8 @@ def run(recipe: Recipe, arguments: TrainingArguments) -> Path:
     dtype = torch.bfloat16 if arguments.bf16 else torch.float32
     model, processor = load(recipe.pretrained, dtype=dtype)
     config = config_of("atp", dict(option.split("=", 1) for option in recipe.options))
-    tp.wrap(model.to(arguments.device), config)
-    tp.train_only_heads(model)
+    wrap(model.to(arguments.device), config)
+    train_only_heads(model)
     data = Conversations(recipe.annotations, recipe.images)
     collate = TrainingCollator(processor, recipe.longest)
     apart = len(data) - min(recipe.calibration, len(data) // 2)
@@ -83,7 +83,7 @@ def run(recipe: Recipe, arguments: TrainingArguments) -> Path:
     target = model.tokenprune.config.target_tokens  # with the default filled in
     if not arguments.resume_from_checkpoint:
         # Training starts at the budget: the loss then says which tokens stay, not how many.
-        tp.calibrate(model, batches, target)
+        calibrate(model, batches, target)
     trainer = HeadsTrainer(
         model=model,
         args=arguments,
@@ -91,7 +91,7 @@ def run(recipe: Recipe, arguments: TrainingArguments) -> Path:
         data_collator=collate,
     )
     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
-    tp.calibrate(model, batches, recipe.tokens or target)
+    calibrate(model, batches, recipe.tokens or target)
     trainer.save_model()
     return _folder(arguments)
 

@@ -16,10 +16,9 @@ from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from lmms_eval.protocol import ChatMessages
 from tqdm import tqdm
 
-import tokenprune as tp
-from tokenprune.data import text_of
-
-from .checkpoint import load
+from ...api import is_wrapped, track
+from ...checkpoint import load
+from ...data import text_of
 
 __all__ = ["TokenPrune"]
 
@@ -29,7 +28,7 @@ _GENERATION = ("max_new_tokens", "do_sample", "temperature", "top_p", "top_k", "
 
 
 class TokenPrune(lmms):
-    """A checkpoint as `benchmarks.vlm_eval.checkpoint.load` makes it, for tasks that generate.
+    """A checkpoint as `tokenprune.checkpoint.load` makes it, for tasks that generate.
 
     Parameters
     ----------
@@ -67,7 +66,7 @@ class TokenPrune(lmms):
         for n, request in enumerate(requests):
             groups[json.dumps(request.args[2], sort_keys=True, default=str)].append(n)
         bar = tqdm(total=len(requests), disable=self._rank != 0, desc="tokenprune")
-        with tp.track(self.model) if tp.is_wrapped(self.model) else nullcontext() as tracked:
+        with track(self.model) if is_wrapped(self.model) else nullcontext() as tracked:
             for group in groups.values():
                 for start in range(0, len(group), self.batch_size_per_gpu):
                     chunk = group[start : start + self.batch_size_per_gpu]

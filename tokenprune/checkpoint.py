@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-import tokenprune as tp
-from tokenprune.config import MethodConfig
-from tokenprune.methods import METHODS
+from .api import wrap
+from .config import MethodConfig
+from .methods import METHODS
+from .training import set_budget
 
 __all__ = ["config_of", "load"]
 
@@ -96,7 +97,7 @@ def load(
     processor = AutoProcessor.from_pretrained(pretrained)
     processor.tokenizer.padding_side = "left"
     if config is not None or heads:
-        tp.wrap(model, config or heads)
+        wrap(model, config or heads)
     if tokens is not None:
-        tp.set_budget(model, tokens)
+        set_budget(model, tokens)
     return model, processor

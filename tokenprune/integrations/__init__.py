@@ -1,0 +1,1 @@
+"""What other tools look for in this library."""
