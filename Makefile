@@ -6,7 +6,7 @@ WORKERS ?= 2
 
 .PHONY: setup demo test test-oldest test-newest test-newest-core newest update-lock test-gpu \
 	test-elsewhere lint bench bench-gpu options families reproduce reproduce-methods \
-	reproduce-rest reproduce-quick fuzz soak reliability notebooks clean
+	reproduce-rest reproduce-quick fuzz soak reliability docs serve notebooks clean
 
 setup: $(READY)
 
@@ -118,6 +118,14 @@ soak: $(READY)
 reliability: $(READY)
 	$(BIN)/python -m benchmarks.reliability --workers $(WORKERS) \
 		--out benchmarks/results/reliability.json --render docs/reliability.md
+
+# The site, into out/site, every link checked: open out/site/index.html, or `make serve` to search it.
+# With `make notebooks` before it, the notebooks' pages have what they printed and drew.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
+serve: docs
+	$(BIN)/python -m http.server --directory out/site
 
 # The notebooks as .ipynb, run: minutes.
 notebooks: $(READY)

@@ -26,6 +26,7 @@ ELSEWHERE = {
 # Files that a page's Python writes.
 LEAVES = {
     "README.md": ["heads/tokenprune_heads.safetensors", "kept.png"],
+    "docs/quickstart.md": ["folder/tokenprune_heads.safetensors", "kept.png"],
     "docs/guide.md": ["heads/tokenprune_heads.safetensors", "folder/tokenprune_heads.safetensors"],
 }
 # What a block may say it is. `text` is a picture in letters, or output: nothing in it can be run.
@@ -48,11 +49,13 @@ def test_every_block_says_what_it_is(page: Path) -> None:
 
 @pytest.fixture
 def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What blocks call by name without making it, in an empty folder that has the small models."""
+    """What blocks call by name without making it, in a folder with the small models."""
     model, processor = load("llava")
     picture = samples("validation", 1, 3)
     inputs = collate(processor, picture, with_answers=False)
-    (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
+    for folder in ("benchmarks", "examples"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    (tmp_path / "weights").symlink_to(ROOT / "benchmarks" / "digits_vqa" / "weights")  # cli.md's
     monkeypatch.chdir(tmp_path)
     return {
         "torch": torch,
@@ -138,18 +141,27 @@ def test_commands_name_what_there_is(where: str) -> None:
 
 
 OURS = {
-    where: [words[1:] for words in found if words[0] == "tokenprune"]
-    for where, found in ALL_COMMANDS.items()
-    if not where.startswith("docs/cli.md")  # test_cli.py compares what it prints, too
+    f"{name(page)}:{block.line}": block
+    for page in PAGES
+    if page.name != "cli.md"  # run by test_cli.py
+    for block in blocks(page, "sh", "bash", "console")
+    if re.search(r"^(\$ )?tokenprune ", block.text, re.MULTILINE)
 }
 
 
-@pytest.mark.parametrize("where", [where for where, found in OURS.items() if found])
-def test_our_own_commands_run(where: str, names: dict[str, Any], tmp_path: Path) -> None:
-    """With `weights` as docs/cli.md has it."""
-    (tmp_path / "weights").symlink_to(ROOT / "benchmarks" / "digits_vqa" / "weights")
-    for words in OURS[where]:
-        assert run_command(*words)[0] == 0
+@pytest.mark.parametrize("where", OURS)
+@pytest.mark.usefixtures("names")
+def test_our_own_commands_run(where: str) -> None:
+    """And print what a `console` block shows."""
+    block, printed = OURS[where], ""
+    for words in commands(block):
+        if words[0] == "tokenprune":
+            code, out, _ = run_command(*words[1:])
+            assert code == 0
+            printed += out
+    if block.language == "console":
+        shown = [line for line in block.text.splitlines() if not line.startswith("$ ")]
+        assert [line.rstrip() for line in printed.splitlines()] == shown
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
