@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 import tokenprune as tp
 from tokenprune.engine import engine_of
-from tokenprune.methods.atp.loss import atp_loss, target_loss
+from tokenprune.methods.atp.loss import TargetLoss, atp_loss
 from tokenprune.methods.context import Trace
 
 from .support.tiny_llava import IMAGE, VISUAL_TOKENS, make_batch, tiny_llava
@@ -57,10 +57,10 @@ def test_loss_terms_by_hand(trace, target):
     assert float(atp_loss(trace)) == pytest.approx(atp, rel=1e-5, abs=1e-5)
     excess = [means[b] - target * visual[b] for b in rows]
     tokens = abs(sum(excess) / len(rows))
-    assert float(target_loss(trace, target, "tokens")) == pytest.approx(tokens, rel=1e-4, abs=1e-4)
+    assert float(TargetLoss(target, "tokens")(trace)) == pytest.approx(tokens, rel=1e-4, abs=1e-4)
     shares = [e / visual[b] for e, b in zip(excess, rows, strict=True)]
     share = abs(sum(shares) / len(rows))
-    assert float(target_loss(trace, target, "share")) == pytest.approx(share, rel=1e-4, abs=1e-6)
+    assert float(TargetLoss(target, "share")(trace)) == pytest.approx(share, rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize("unit", ["share", "tokens"])

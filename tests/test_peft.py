@@ -71,7 +71,8 @@ def test_both_train_in_either_order(make: Any, task: str | None) -> None:
 
 @pytest.mark.parametrize("make", ORDERS)
 @pytest.mark.parametrize(
-    ("parts", "expected"), [(("heads",), (8, 0)), (("lora",), (0, 28)), (("lora", "heads"), (8, 28))]
+    ("parts", "expected"),
+    [(("heads",), (8, 0)), (("lora",), (0, 28)), (("lora", "heads"), (8, 28))],
 )
 def test_the_parts_that_are_named_train(make: Any, parts: Any, expected: Any) -> None:
     model = make()
@@ -157,7 +158,9 @@ def test_frozen_heads_are_not_trained_on_in_silence() -> None:
 
 def test_all_linear_leaves_the_heads_alone(tmp_path: Any) -> None:
     model = wrapped_then_lora(target_modules="all-linear")
-    assert not [name for name, _ in model.named_parameters() if "tokenprune" in name and "lora" in name]
+    assert not [
+        name for name, _ in model.named_parameters() if "tokenprune" in name and "lora" in name
+    ]
     assert [name for name, _ in model.named_parameters() if "mlp" in name and "lora" in name]
     tp.load_heads(atp_llava(seed=3), tp.save_heads(model, tmp_path))
 

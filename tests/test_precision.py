@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -144,6 +144,32 @@ def test_training_in_half_precision(device: str, dtype: torch.dtype, how: str) -
         assert parameter.grad.dtype == torch.float32
         assert parameter.grad.isfinite().all()
         assert parameter.grad.ne(0).any()
+
+
+CASTS: dict[str, Callable[[Any], Any]] = {
+    "half": lambda model: model.half(),
+    "bfloat16": lambda model: model.bfloat16(),
+    "double": lambda model: model.double(),
+    "to": lambda model: model.to("cpu", torch.float16),
+    "like another": lambda model: model.to(torch.zeros(1, dtype=torch.bfloat16)),
+    "and back": lambda model: model.half().float(),
+}
+
+
+@pytest.mark.parametrize("how", CASTS)
+def test_casting_a_wrapped_model_leaves_the_heads(how: str) -> None:
+    """Bit for bit: thresholds are decided in single precision beside any model."""
+    model = tp.wrap(tiny_llava(layers=LAYERS), tp.ATPConfig(layers=(0, 2), target_tokens=20))
+    before = {name: p.clone() for name, p in model.tokenprune.named_parameters()}
+    parameters = list(model.tokenprune.parameters())
+    CASTS[how](model)
+    for name, parameter in model.tokenprune.named_parameters():
+        assert parameter.dtype == torch.float32, name
+        assert torch.equal(parameter, before[name]), name
+    assert all(a is b for a, b in zip(model.tokenprune.parameters(), parameters, strict=True))
+    with torch.no_grad():
+        assert model(**make_batch(PROMPTS, dtype=model.dtype)).logits.dtype == model.dtype
+    assert {p.device.type for p in model.to("meta").tokenprune.parameters()} == {"meta"}
 
 
 @pytest.mark.parametrize("config", EVERY, ids=ids)

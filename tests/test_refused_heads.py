@@ -99,7 +99,7 @@ def set_runtime(**values):
 UNSAVED = {
     "nan": (set_first(float("nan")), f"{FIRST}: not finite"),
     "infinite": (set_first(float("-inf")), f"{FIRST}: not finite"),
-    "float64": (lambda m: (m.double(), set_first(1e308)(m)), f"{FIRST}: not finite"),
+    "float64": (lambda m: (method(m).double(), set_first(1e308)(m)), f"{FIRST}: not finite"),
     "nan shift": (set_runtime(shifts=[float("nan"), 0.0]), "shifts"),
     "cap": (set_runtime(max_kept=0), "max_kept=0"),
     "too many budgets": (

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
 import tokenprune as tp
+from tokenprune.engine import engine_of
 
 from .support.expected_state import Conversation, Settings
 from .support.ragged_batches import RAGGED, STEPS, Ragged, answer, assert_best, at_a_tie
@@ -108,6 +109,8 @@ class Machine(SettingsMachine):
             other, stays = stays, other
         other.to(torch.float64)
         if self.is_wrapped():
+            for head in engine_of(other).parameters():  # which stay in float32
+                head.data.zero_()
             tp.unwrap(other)
         self.model = stays
         self.forward(ragged, labels=False)

@@ -59,11 +59,6 @@ class Settings:
         heads = {name: value.clone() for name, value in tensors_of(method).items()}
         return cls(engine_of(model).config, heads, copy.deepcopy(method.runtime_state()))
 
-    def cast(self, dtype: torch.dtype) -> Settings:
-        """With heads in another dtype."""
-        heads = {name: value.to(dtype) for name, value in self.heads.items()}
-        return Settings(self.config, heads, copy.deepcopy(self.runtime))
-
     def assert_in(self, model: Any) -> None:
         """The wrapped model has these settings, bit for bit."""
         found = Settings.of(model)
@@ -183,8 +178,6 @@ class Plain:
         assert self.settings is not None
         tp.wrap(fresh, self.settings.config)
         method = engine_of(fresh).method
-        for dtype in {value.dtype for value in self.settings.heads.values()}:
-            method.to(dtype)
         method.load_state_dict({**method.state_dict(), **self.settings.heads})
         method.load_runtime_state(copy.deepcopy(self.settings.runtime))
         draws_as(fresh, model)

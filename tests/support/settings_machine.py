@@ -119,7 +119,7 @@ class SettingsMachine(RuleBasedStateMachine):
         folder, saved = data.draw(st.sampled_from(self.saved))
         tp.wrap(self.model, folder)
         self.note_wrapped()
-        self.plain.settings = saved.cast(torch.float32)
+        self.plain.settings = copy.deepcopy(saved)
 
     @precondition(is_wrapped)
     @rule(config=every_config())
@@ -174,9 +174,7 @@ class SettingsMachine(RuleBasedStateMachine):
                 buffer.data = exact[name].clone()
         if dtype != self.plain.dtype:
             self.talks.clear()  # keys and values do not follow
-        self.plain.dtype = dtype
-        if self.is_wrapped():
-            self.plain.settings = self.settings.cast(dtype)
+        self.plain.dtype = dtype  # the heads stay in float32
 
     # -- heads on disk ---------------------------------------------------------------------------
 
@@ -198,8 +196,7 @@ class SettingsMachine(RuleBasedStateMachine):
                 tp.load_heads(self.model, folder)
             return
         tp.load_heads(self.model, folder)
-        dtypes = {value.dtype for value in self.settings.heads.values()}
-        self.plain.settings = saved.cast(dtypes.pop() if dtypes else torch.float32)
+        self.plain.settings = copy.deepcopy(saved)
 
     # -- budgets ---------------------------------------------------------------------------------
 

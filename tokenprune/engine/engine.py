@@ -10,7 +10,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..config import MethodConfig
@@ -129,6 +130,20 @@ class Engine(nn.Module):
                 "a transformers Trainer that resumes, add tokenprune.TrainerCallback().",
                 stacklevel=2,
             )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Engine:
+        """Move the heads as ``to``, ``half`` and others say, and leave them in float32.
+
+        Thresholds are decided in single precision, whatever the model's dtype is.
+        """
+
+        def moved(tensor: Tensor) -> Tensor:
+            found = fn(tensor)
+            if found.dtype == torch.float32 or not found.is_floating_point():
+                return found
+            return tensor.to(found.device, torch.float32)  # not rounded on the way
+
+        return super()._apply(moved, recurse)
 
     def __repr__(self) -> str:
         """Say what the method is, its budget and what it kept, instead of listing its modules."""

@@ -114,6 +114,12 @@ class Method(nn.Module):
         """Return the terms that training adds to the loss: name → (value, weight)."""
         return {}
 
+    def without_images(self) -> None:
+        """Note a training forward without images, which `losses` is not called for.
+
+        For methods whose losses communicate with other ranks of torch.distributed.
+        """
+
     def set_budget(self, target_tokens: float) -> None:
         """Change the mean number of tokens per image over all layers.
 

@@ -178,12 +178,16 @@ class Trace:
         The decoder layer that each step follows, counted from 0.
     num_layers : int
         Decoder layers in all.
+    weight : float or Tensor
+        What the loss is multiplied by in the sum over the batches of an optimiser step, up to a
+        factor that these share.
     """
 
     visual_tokens: Tensor
     counts: Tensor
     layers: tuple[int, ...]
     num_layers: int
+    weight: float | Tensor = 1.0
 
     def mean_tokens(self) -> Tensor:
         """Return the mean number of visual tokens over all layers: float32, (batch,)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -37,7 +38,11 @@ class ModelHooks(Hooks):
 
     @torch.compiler.disable
     def after(self, _: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        """End the call, and add the method's terms to the loss of a training forward."""
+        """End the call, and add the method's terms to the loss of a training forward.
+
+        transformers' Trainer divides the loss by the items of all the batches that it accumulates,
+        and so gives each batch its share of the language model's loss. The terms get the same one.
+        """
         engine = self.engine
         call = calls.newest(engine)
         calls.pop(engine)
@@ -47,7 +52,12 @@ class ModelHooks(Hooks):
             return None
         finished = call.finished
         trace = finished.trace() if isinstance(finished, SoftenedPass) else None
-        terms = {} if trace is None else engine.method.losses(trace)
+        share = _share(call.labels, kwargs.get("num_items_in_batch"))
+        terms = {}
+        if trace is None:
+            engine.method.without_images()
+        else:
+            terms = engine.method.losses(replace(trace, weight=share))
         _warn_if_frozen(engine)
         extra = sum((value * weight for value, weight in terms.values()), torch.zeros(()))
         if not terms:
@@ -58,7 +68,7 @@ class ModelHooks(Hooks):
             engine.latest.losses = losses
             return None
         lm = output[0]
-        total = lm + extra.to(lm.device, lm.dtype)
+        total = lm + (extra * share).to(lm.device, lm.dtype)
         engine.latest.losses = {"lm": lm, **losses, "total": total}
         return _with_loss(output, total)
 
@@ -72,6 +82,21 @@ class ModelHooks(Hooks):
             _check_not_chunked(generate, arguments)
         with calls.generating(engine, engine.anatomy.tower_layer, arguments, images):
             return generate(*args, **kwargs)
+
+
+def _share(labels: Tensor | None, items: Any) -> float | Tensor:
+    """Return the share of a batch's answers in all items of its optimiser step, if these are given.
+
+    Parameters
+    ----------
+    labels : int64, (batch, length), optional
+    items : int or Tensor, optional
+        As transformers' Trainer gives ``num_items_in_batch``: one number, or one for each device.
+    """
+    if labels is None or items is None:
+        return 1.0
+    answers = (labels[..., 1:] != -100).sum()
+    return answers / torch.as_tensor(items, device=labels.device).max().clamp(min=1)
 
 
 def _with_loss(output: Any, loss: Tensor) -> Any:

@@ -16,7 +16,7 @@ from ..registry import register_method
 from ..selecting import highest
 from .config import LARGEST_SHIFT, ATPConfig
 from .heads import ThresholdHeads, cells_of
-from .loss import atp_loss, target_loss
+from .loss import TargetLoss, atp_loss
 from .scores import cross_score, normalise, redundant_score, self_score, text_score
 from .spatial import spatial_score
 
@@ -77,7 +77,7 @@ class ATP(Method):
         self.keeps_positions = config.preserve_positions
         self.revives = config.revival
         self.spared_ids = None if config.text_threshold is None else config.special_ids
-        self.target_share = config.target_tokens / visual_tokens
+        self.target_loss = TargetLoss(config.target_tokens / visual_tokens, config.target_unit)
         start = (config.start_redundant, config.start_spatial)
         self.thresholds = nn.ModuleList(
             ThresholdHeads(config.grid, config.hidden, start) for _ in config.layers
@@ -168,10 +168,14 @@ class ATP(Method):
         return {
             "atp": (atp_loss(trace), config.atp_weight),
             "target": (
-                target_loss(trace, self.target_share, config.target_unit),
+                self.target_loss(trace, list(self.thresholds.parameters())),
                 config.target_weight,
             ),
         }
+
+    def without_images(self) -> None:
+        """Take part in the target loss of other ranks, whose batches may have images."""
+        self.target_loss.without_images(list(self.thresholds.parameters()))
 
     def set_budget(self, target_tokens: float) -> None:
         """Set the thresholds for a budget that is calibrated, or between two that are."""
