@@ -6,7 +6,7 @@ WORKERS ?= 2
 
 .PHONY: setup demo test test-oldest test-newest test-newest-core newest update-lock test-gpu \
 	test-elsewhere lint bench bench-gpu options families reproduce reproduce-methods \
-	reproduce-rest reproduce-quick fuzz soak reliability docs serve notebooks clean
+	reproduce-rest reproduce-quick fuzz soak reliability compatibility docs serve notebooks clean
 
 setup: $(READY)
 
@@ -135,6 +135,10 @@ notebooks: $(READY)
 			examples/notebooks/$$name.py || exit; \
 		PYTHONPATH=$(CURDIR) $(BIN)/jupyter execute --inplace out/notebooks/$$name.ipynb || exit; \
 	done
+
+# What works with a wrapped model and what is refused: docs/compatibility.md.
+compatibility: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m scripts.write_compatibility
 
 clean:
 	rm -rf build dist out *.egg-info

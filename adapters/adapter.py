@@ -109,6 +109,13 @@ class Adapter(ABC):
                     found |= {n for n in ids if isinstance(n, int) and n >= 0}
         return found
 
+    def placeholders(self, model: Any) -> set[int]:
+        """Return the ids that the configuration names as placeholders of images and videos."""
+        config = base_model(model).config
+        names = (f"{modality}_token_{kind}" for modality in MODALITIES for kind in ("id", "index"))
+        found = (getattr(config, name, None) for name in names)
+        return {token for token in found if isinstance(token, int)}
+
     def any_of(self, core: Any, inputs: Mapping[str, Any], ids: Sequence[int]) -> Tensor:
         """Return where the prompt has any of these tokens: bool, (batch, length)."""
         if inputs.get("input_ids") is not None:

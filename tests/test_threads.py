@@ -1,21 +1,25 @@
 """The state of a pass: its own thread's, gone at its end, and no other model's."""
 
 import copy
+import gc
 import pickle
 import threading
+import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from transformers import TextIteratorStreamer, TextStreamer
 
 import tokenprune as tp
 from tokenprune.engine import Engine
 
 from .support.scripted_method import scripted
 from .support.strategies import LAYERS
-from .support.tiny_llava import IMAGE, Batch, make_batch, tiny_llava
+from .support.tiny_llava import IMAGE, Batch, make_batch, row_alone, tiny_llava
 from .support.wrapping import hook_count, nothing_runs, wrapped_llava
 
 NOTHING = torch.zeros(1, 1, 2, 6, 6, dtype=torch.bool)
@@ -205,3 +209,80 @@ def test_copies_are_independent(wrapped: nn.Module, clone: Callable) -> None:
         assert torch.equal(wrapped(**batch).logits, wanted)
         tp.unwrap(wrapped)
         assert torch.equal(wrapped(**batch).logits, plain)
+
+
+def streamed(model: nn.Module, batch: Batch) -> TextIteratorStreamer:
+    """Generate in another thread, as transformers' streamers are used, and read the words here."""
+    streamer = TextIteratorStreamer(Words(), timeout=120)  # type: ignore[arg-type]
+    options = {"max_new_tokens": 3, "do_sample": False, "streamer": streamer}
+    thread = threading.Thread(target=model.generate, kwargs={**batch, **options})
+    thread.start()
+    assert len(list(streamer))
+    thread.join(timeout=120)
+    return streamer
+
+
+class Words:
+    """As much of a tokenizer as a streamer needs."""
+
+    def decode(self, ids: Any, **_: Any) -> str:
+        return "".join(f"{int(n)} " for n in ids)
+
+
+def test_statistics_of_a_stream_are_never_another_prompts(wrapped: nn.Module) -> None:
+    """The caller of a streamer sits in another thread than the forward passes."""
+    mine, other = make_batch([(3, IMAGE, 4)]), make_batch([(3, IMAGE, 4), (5, IMAGE, 4)])
+    wrapped(**mine)
+    assert len(tp.stats(wrapped).final_tokens) == 1
+    with tp.track(wrapped) as run:
+        streamer = streamed(wrapped, row_alone(other, 1))
+    assert run.summary()["samples"] == 1
+    with pytest.raises(RuntimeError, match=r"another thread has begun .*stats\(model, streamer\)"):
+        tp.stats(wrapped)
+    assert tp.stats(wrapped, streamer).kept.tolist() == run.kept().tolist()
+    with pytest.raises(RuntimeError, match=r"No prompt .* with this streamer"):
+        tp.stats(wrapped, TextStreamer(Words()))  # type: ignore[arg-type]
+    wrapped(**other)
+    assert len(tp.stats(wrapped).final_tokens) == 2
+    streamer = TextStreamer(Words())  # type: ignore[arg-type]  # in this thread
+    wrapped.generate(**mine, max_new_tokens=2, streamer=streamer)
+    kept = tp.stats(wrapped).kept
+    assert kept.shape[1] == 1
+
+    def another() -> None:
+        wrapped.generate(**mine, max_new_tokens=2, streamer=TextStreamer(Words()))
+        assert (tp.stats(wrapped).kept == kept).all()
+
+    in_threads([another])
+    assert (tp.stats(wrapped).kept == kept).all()  # its own stream is this thread's last prompt
+
+
+def test_each_stream_has_its_own_statistics(wrapped: nn.Module) -> None:
+    """Of requests that are answered at the same time, as a server does; asked for by any thread."""
+    batches = [make_batch([(3, *[IMAGE] * images, 4)], seed=images) for images in (1, 2, 3)]
+    found: dict[int, Any] = {}
+    wanted = []
+    for batch in batches:
+        wrapped(**batch)
+        wanted.append(tp.stats(wrapped).kept.tolist())
+    assert wanted[0] != wanted[1] != wanted[2]
+
+    def answer(n: int) -> None:
+        streamer = streamed(wrapped, batches[n])
+        found[n] = tp.stats(wrapped, streamer).kept.tolist()
+
+    in_threads([partial(answer, n) for n in range(3)])
+    assert [found[n] for n in range(3)] == wanted
+
+
+def test_statistics_of_a_stream_go_with_it(wrapped: nn.Module) -> None:
+    batch = make_batch([(3, IMAGE, 4)])
+    streamer = streamed(wrapped, batch)
+    copied = copy.deepcopy(wrapped)
+    with pytest.raises(RuntimeError, match=r"with this streamer"):
+        tp.stats(copied, streamer)
+    record = weakref.ref(wrapped.tokenprune.streams.record_of(streamer))
+    assert record() is not None
+    del streamer
+    gc.collect()
+    assert record() is None

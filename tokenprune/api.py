@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from tokenprune.adapters import adapter_for, verified
 
-from .checks import shown
 from .config import MethodConfig, ModelFacts
 from .engine import ATTRIBUTE, Engine, attach, detach, engine_of, read_anatomy
 from .engine import paused as engine_paused
 from .engine.wrappers import base_model_of, check_not_parallel
-from .fields import BEFORE_DECODER, layer_numbers
 from .io import facts_of, read_heads
 from .measure.cost import DecoderShape
 from .measure.stats import PruneStats
 from .measure.track import Tracker
-from .methods import METHODS, NEEDS, STATE_NEEDS, ATPConfig, Method, build
+from .methods import METHODS, ATPConfig, Method, build, config_named
+from .methods.base import check_method
 from .releases import warn_if_newer
 from .saving import cover_save_pretrained, uncover_save_pretrained
 
@@ -51,8 +51,9 @@ def wrap(model: Model, method: MethodConfig | Method | str | Path | None = None)
     model : nn.Module
         A transformers model of a supported family (`supported`), or a PEFT model around one.
     method : MethodConfig, Method, path or hub id, optional
-        The method's configuration, a method of your own, or saved heads to load. None:
-        `ATPConfig()`.
+        The method's configuration, a method of your own, or saved heads to load. The name of a
+        method (`supported`) is its default configuration, unless there is a folder of that name.
+        None: `ATPConfig()`.
 
     Returns
     -------
@@ -62,8 +63,9 @@ def wrap(model: Model, method: MethodConfig | Method | str | Path | None = None)
     Raises
     ------
     ValueError
-        If the model is wrapped already, its family or attention backend is not supported, or it
-        cannot meet the configuration. The model is then as it was.
+        If the model is wrapped already, its family or attention backend is not supported, it
+        cannot meet the configuration, or there is no method or folder of that name. The model is
+        then as it was.
     FileNotFoundError
         If there are no heads at the path or hub id.
 
@@ -86,6 +88,8 @@ def wrap(model: Model, method: MethodConfig | Method | str | Path | None = None)
             f"This {type(model).__name__} has an attribute {ATTRIBUTE!r} of its own, which is the "
             "name under which the pruning engine is kept: rename it."
         )
+    if isinstance(method, str) and not (os.path.exists(method) or set(method) & {"/", os.sep}):
+        method = config_named(method)
     warn_if_newer()
     adapter = adapter_for(model)
     adapter.check(model)
@@ -109,9 +113,9 @@ def wrap(model: Model, method: MethodConfig | Method | str | Path | None = None)
     else:
         raise ValueError(
             f"method is a {type(method).__name__}: expected a configuration such as ATPConfig(), a "
-            "Method, the path or hub id of saved heads, or None."
+            "Method, a method's name, the path or hub id of saved heads, or None."
         )
-    _check_method(built, facts)
+    check_method(built, facts)
     engine = Engine(built, adapter, read_anatomy(model, adapter, built), config)
     weights = (*adapter.decoder_layers(model).parameters(), *model.parameters())
     # Offloaded weights have no device of their own.
@@ -125,20 +129,6 @@ def wrap(model: Model, method: MethodConfig | Method | str | Path | None = None)
     cover_save_pretrained(model)
     _log.info("Wrapped %s: %r", type(model).__name__, engine)
     return given
-
-
-def _check_method(method: Method, facts: ModelFacts) -> None:
-    """Raise ValueError if a method's layers or needs cannot be met."""
-    layers = layer_numbers(BEFORE_DECODER)("layers", getattr(method, "layers", None))
-    facts.check(layers)
-    name, needs = type(method).__name__, set(method.needs)
-    if unknown := sorted(needs - NEEDS, key=str):
-        raise ValueError(f"{name}.needs names {shown(unknown)}: expected some of {sorted(NEEDS)}.")
-    if method.revives and needs & STATE_NEEDS:
-        raise ValueError(
-            f"{name}.revives is True and its needs name {sorted(needs & STATE_NEEDS)}: dropped "
-            "tokens have no attention states at later layers. Read attention received instead."
-        )
 
 
 def is_wrapped(model: object) -> bool:
@@ -228,13 +218,21 @@ def losses(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def stats(model: nn.Module) -> PruneStats:
+def stats(model: nn.Module, streamer: Any = None) -> PruneStats:
     """Return what this thread's last prefill with an image kept.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A wrapped model.
+    streamer : BaseStreamer, optional
+        What ``model.generate`` was given, in whichever thread it ran: of that prompt instead.
 
     Raises
     ------
     RuntimeError
-        If there was none.
+        If there was none; or, without `streamer`, another thread has begun to generate with one
+        since: its caller may sit in this thread, and would be given another prompt's statistics.
 
     Examples
     --------
@@ -244,12 +242,7 @@ def stats(model: nn.Module) -> PruneStats:
     [36, 36, 18, 18, 9, 9]
     """
     engine = engine_of(model)
-    record = engine.latest.record
-    if record is None:
-        raise RuntimeError(
-            "No prompt with an image has been run in this thread: run the model first."
-        )
-    return PruneStats.from_record(record, _shape(model, engine))
+    return PruneStats.from_record(engine.last_record(streamer), _shape(model, engine))
 
 
 @contextmanager

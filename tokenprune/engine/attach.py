@@ -11,8 +11,7 @@ from torch import nn
 
 from ..methods.base import Method
 from . import calls
-from .attention import observe_tower, register, unobserve_tower, user_backend
-from .backends import backend_named
+from .attention import chosen_backend, observe, unobserve
 from .engine import ATTRIBUTE, Anatomy, Engine
 from .hooks import CoreHooks, LayerHooks, ModelHooks, guard, unguard
 from .signatures import check_signatures
@@ -34,27 +33,25 @@ def read_anatomy(model: Any, adapter: Adapter, method: Method) -> Anatomy:
     """
     core, layers = adapter.core(model), adapter.decoder_layers(model)
     text_config = adapter.text_config(model)
-    backend = backend_named(user_backend(text_config._attn_implementation))
-    check_signatures(model, adapter, backend.function(layers[0]), bool(method.needs))
     causal = adapter.causal and not _has_windows(text_config)
-    if not causal and not backend.counts_positions:
-        raise ValueError(
-            f"{backend.name} counts windows and image blocks by the tokens that are left, "
-            'not by their positions: call model.set_attn_implementation("sdpa") first.'
-        )
-    tower_layer = None
+    backend = chosen_backend(text_config, layers[0], causal)
+    check_signatures(model, adapter, bool(method.needs))
+    tower_layer = tower_config = None
     if method.tower_layer is not None:
-        _, modules = adapter.tower(model)
+        tower_config, modules = adapter.tower(model)
         tower_layer = modules[max(method.tower_layer, -len(modules))]
     return Anatomy(
         num_layers=len(layers),
         backend=backend,
+        text_config=text_config,
         causal=causal,
         special_ids=frozenset(adapter.special_ids(model)),
         model_signature=inspect.signature(model.forward),
         core_signature=inspect.signature(core.forward),
         layer_signature=inspect.signature(layers[0].forward),
+        first_layer=layers[0],
         tower_layer=tower_layer,
+        tower_config=tower_config,
     )
 
 
@@ -70,9 +67,7 @@ def attach(engine: Engine, model: Any) -> None:
     """Put the hooks on, and the observed attention backend into the text configuration."""
     adapter, method = engine.adapter, engine.method
     core, layers = adapter.core(model), adapter.decoder_layers(model)
-    if engine.anatomy.tower_layer is not None:
-        observe_tower(adapter.tower(model)[0])
-    adapter.text_config(model)._attn_implementation = register(engine.anatomy.backend)
+    observe(engine)
     model.add_module(ATTRIBUTE, engine)
 
     def before(module: nn.Module, hook: Callable[..., Any]) -> None:
@@ -104,10 +99,16 @@ def attach(engine: Engine, model: Any) -> None:
     after(layers[-1], around_layers.after_last)
     guard(model, engine, core_alone=False)
     guard(core, engine, core_alone=True)
-    if hasattr(model, "generate"):
-        # On the instance, where it covers the class's own until it is deleted.
-        engine.instance_generate = vars(model).get("generate")
-        model.generate = partial(around_model.generate, model.generate)
+    placeholders = adapter.placeholders(model)
+    covers: dict[str, Callable[..., Any]] = {
+        "generate": around_model.generate,
+        "generate_batch": partial(around_model.generate_batch, placeholders),
+    }
+    for name, cover in covers.items():
+        if hasattr(model, name):
+            # On the instance, where it covers the class's own until it is deleted.
+            engine.instance_methods[name] = vars(model).get(name)
+            setattr(model, name, partial(cover, getattr(model, name)))
 
 
 def detach(engine: Engine, model: nn.Module) -> None:
@@ -129,12 +130,11 @@ def detach(engine: Engine, model: nn.Module) -> None:
     engine.handles.clear()
     unguard(engine.adapter.core(model))
     unguard(model)
-    if engine.anatomy.tower_layer is not None:
-        unobserve_tower(engine.adapter.tower(model)[0])
-    vars(model).pop("generate", None)
-    if engine.instance_generate is not None:
-        vars(model)["generate"] = engine.instance_generate
-    engine.adapter.text_config(model)._attn_implementation = engine.anatomy.backend.name
+    unobserve(engine)
+    for name, before in engine.instance_methods.items():
+        vars(model).pop(name, None)
+        if before is not None:
+            vars(model)[name] = before
     delattr(model, ATTRIBUTE)
     if engine.required_grad is not None:
         for name, parameter in model.named_parameters():

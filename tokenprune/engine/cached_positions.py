@@ -54,6 +54,15 @@ class CachedPositions:
             self._rows = operation, argument, CachedPositions(taken, self.origin)
         return self._rows[2]
 
+    def without_last(self, count: int) -> CachedPositions:
+        """Return the positions with the last `count` counted among the later ones: they all stayed.
+
+        For a batch of one row, which has no padding behind.
+        """
+        index, valid = self.kept.index, self.kept.valid
+        kept = Survivors(index[:, :-count], None if valid is None else valid[:, :-count])
+        return CachedPositions(kept, self.origin - count)
+
 
 def cached_columns(held: CachedPositions | None, past: int, like: Tensor) -> Survivors:
     """Return the position of each key that a layer has cached.

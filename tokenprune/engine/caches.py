@@ -15,9 +15,11 @@ from .survivors import Survivors, scatter_hidden
 
 __all__ = [
     "PrunedLayer",
+    "allow_cropping",
     "check_lengths",
     "check_supported",
     "forget",
+    "is_pruned",
     "load",
     "store",
     "widen_first_layer",
@@ -81,6 +83,11 @@ def load(cache: Any, past: int) -> dict[int, CachedPositions]:
     return {n: layer.held for n, layer in layers if getattr(layer, "held", None) is not None}
 
 
+def is_pruned(cache: Any) -> bool:
+    """Return whether a layer of a cache lacks the keys of dropped tokens; None: no cache."""
+    return any(getattr(layer, "held", None) is not None for layer in getattr(cache, "layers", ()))
+
+
 def store(cache: Any, keys: Mapping[int, CachedPositions]) -> None:
     """Note on the layers of a cache what each holds."""
     for n, held in keys.items():
@@ -89,6 +96,19 @@ def store(cache: Any, keys: Mapping[int, CachedPositions]) -> None:
         if not isinstance(cache.layers[n], PrunedLayer):
             cache.layers[n] = PrunedLayer.of(cache.layers[n])
         cache.layers[n].held = held
+
+
+def allow_cropping(cache: Any, count: int) -> None:
+    """Let the last `count` tokens of a pass over one row be cropped off, as none of them is gone.
+
+    Assisted decoding crops the candidates that turned out wrong.
+    """
+    made: dict[int, CachedPositions] = {}
+    for layer in getattr(cache, "layers", ()):
+        if isinstance(layer, PrunedLayer) and layer.held is not None:
+            if id(layer.held) not in made:
+                made[id(layer.held)] = layer.held.without_last(count)
+            layer.held = made[id(layer.held)]
 
 
 def forget(cache: Any) -> None:

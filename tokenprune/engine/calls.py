@@ -162,17 +162,24 @@ def generate_arguments(owner: object) -> Mapping[str, Any]:
     return {} if generation is None else generation.arguments
 
 
-def prompt_length(owner: object, length: int) -> int | None:
+def prompt_length(owner: object, length: int, past: int) -> int | None:
     """Return the prompt's length, given that of the present forward; None outside ``generate``.
 
     Without a cache ``generate`` runs prompt and answer so far through the model at every step, and
-    nothing in its arguments tells them apart: the first forward's length does.
+    nothing in its arguments tells them apart: the first forward's length does. In assisted decoding
+    the first forward has candidates for the answer behind the prompt already: it is longer than
+    what ``generate`` was given, less the `past` positions that its cache has.
     """
     generation = _generation(owner)
     if generation is None:
         return None
     if generation.prompt_length is None:
-        generation.prompt_length = length
+        names = ("inputs_embeds", "input_ids", "inputs")
+        found = (generation.arguments.get(name) for name in names)
+        given = next((value.shape[1] for value in found if value is not None), length)
+        if length < given:  # the whole conversation, of which the cache has the beginning
+            given -= past
+        generation.prompt_length = given if 0 < given < length else length
     return generation.prompt_length
 
 

@@ -18,7 +18,7 @@ from ..config import MethodConfig
 from ..methods.base import Method
 from .backends import Backend
 from .describe import describe
-from .latest import Latest
+from .latest import Latest, Streams
 from .record import Record
 from .wrappers import base_model_of, check_heads
 
@@ -43,24 +43,33 @@ class Anatomy:
         Decoder layers.
     backend : Backend
         The attention backend that the user chose.
+    text_config : PretrainedConfig
+        Names the backend; the decoder's attention modules read it.
     causal : bool
         Whether every token of the decoder sees all earlier ones and no others.
     special_ids : frozenset of int
         Ids of text that always stays.
     model_signature, core_signature, layer_signature : inspect.Signature
         Of the forwards of the model, its core and a decoder layer.
+    first_layer : nn.Module
+        Of the decoder.
     tower_layer : nn.Module, optional
         The attention module of the vision tower that the method asks for.
+    tower_config : PretrainedConfig, optional
+        The one that the attention modules of that tower read.
     """
 
     num_layers: int
     backend: Backend
+    text_config: Any
     causal: bool
     special_ids: frozenset[int]
     model_signature: inspect.Signature
     core_signature: inspect.Signature
     layer_signature: inspect.Signature
+    first_layer: nn.Module
     tower_layer: nn.Module | None
+    tower_config: Any
 
 
 class Engine(nn.Module):
@@ -79,6 +88,8 @@ class Engine(nn.Module):
     ----------
     latest : Latest
         Results of each thread's last forward.
+    streams : Streams
+        Results of calls of ``generate`` with a streamer, in whichever thread they ran.
     trackers : list of callable
         Called with the `Record` of every prefill with images.
     required_grad : dict, optional
@@ -87,8 +98,9 @@ class Engine(nn.Module):
         What `tokenprune.trainable` was last given. None: it was not called.
     handles : list of RemovableHandle
         Of the hooks.
-    instance_generate : callable, optional
-        A ``generate`` that was on the model's instance before.
+    instance_methods : dict
+        Name → what was on the model's instance before under the name of a method that is covered
+        there, or None.
     warns_without_heads : bool
         Whether loading a state dict without heads warns.
     """
@@ -106,12 +118,53 @@ class Engine(nn.Module):
         self.anatomy = anatomy
         self.config = config
         self.latest = Latest()
+        self.streams = Streams()
         self.trackers: list[Callable[[Record], None]] = []
         self.required_grad: dict[str, bool] | None = None
         self.trains: frozenset[str] | None = None
         self.handles: list[RemovableHandle] = []
-        self.instance_generate: Callable[..., Any] | None = None
+        self.instance_methods: dict[str, Callable[..., Any] | None] = {}
         self.warns_without_heads = True
+
+    def publish(self, record: Record, streamer: Any = None) -> None:
+        """Keep the record of a prefill, of a ``generate`` with this streamer, and hand it on."""
+        self.latest.record = record
+        self.latest.streams = self.streams.begun if streamer is None else None
+        if streamer is not None:
+            self.streams.add(streamer, record)
+        for tracker in list(self.trackers):
+            tracker(record)
+
+    def last_record(self, streamer: Any = None) -> Record:
+        """Return the record of this thread's last prefill with an image, or of a streamer's.
+
+        Raises
+        ------
+        RuntimeError
+            If there is none, or it may be another prompt's than the caller means.
+        """
+        if streamer is not None:
+            record = self.streams.record_of(streamer)
+            if record is None:
+                raise RuntimeError(
+                    "No prompt with an image has been run with this streamer: read its first words "
+                    "before asking, and give the object that model.generate was given."
+                )
+            return record
+        if self.latest.record is None:
+            raise RuntimeError(
+                "No prompt with an image has been run in this thread: run the model first. Of a "
+                "generate with a streamer in another thread, ask by tokenprune.stats(model, "
+                "streamer); what any thread runs, tokenprune.track(model) collects."
+            )
+        # Who reads a stream is in another thread than its forward passes.
+        if self.latest.streams not in (None, self.streams.begun):
+            raise RuntimeError(
+                "Since this thread's last prompt another thread has begun to generate with a "
+                "streamer: ask by tokenprune.stats(model, streamer) if its prompt is meant, or run "
+                "the model again in this thread."
+            )
+        return self.latest.record
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Return the state dict; with nothing of this engine inside `heads_left_out`."""

@@ -16,20 +16,16 @@ from ..releases import verified_releases
 if TYPE_CHECKING:
     from tokenprune.adapters import Adapter
 
-__all__ = ["attention_module", "check_signatures"]
+__all__ = ["attention_module", "check_attention", "check_signatures"]
 
 
-def check_signatures(
-    model: Any, adapter: Adapter, attention: Callable[..., Any], reads_attention: bool
-) -> None:
+def check_signatures(model: Any, adapter: Adapter, reads_attention: bool) -> None:
     """Refuse a model whose calls the engine could not read.
 
     Parameters
     ----------
     model : nn.Module
     adapter : Adapter
-    attention : callable
-        The attention function of the backend that the user chose.
     reads_attention : bool
         Whether the method reads the attention of decoder layers.
 
@@ -46,10 +42,6 @@ def check_signatures(
     _require_one(core, adapter.pixels, "the core's forward")
     for layer in {type(layer): layer for layer in layers}.values():
         _require(layer, ["attention_mask"], "the decoder layer's forward")
-    names = [*inspect.signature(attention).parameters]
-    expected = ["module", "query", "key", "value", "attention_mask"]
-    if names[:5] != expected or "scaling" not in names:
-        _refuse("the attention function", attention, [*expected, "scaling"], names)
     if reads_attention:
         for number, layer in enumerate(layers):
             found = attention_module(layer)
@@ -60,6 +52,20 @@ def check_signatures(
                     f"{verified_releases()}."
                 )
     _check_cache()
+
+
+def check_attention(function: Callable[..., Any]) -> None:
+    """Check that a backend's attention function takes what the engine reads.
+
+    Raises
+    ------
+    ValueError
+        As `check_signatures`.
+    """
+    names = [*inspect.signature(function).parameters]
+    expected = ["module", "query", "key", "value", "attention_mask"]
+    if names[:5] != expected or "scaling" not in names:
+        _refuse("the attention function", function, [*expected, "scaling"], names)
 
 
 def attention_module(layer: nn.Module) -> nn.Module | None:

@@ -5,6 +5,7 @@ Every file and folder here is imported, so that a method is registered by being 
 
 from __future__ import annotations
 
+from dataclasses import MISSING, fields
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
@@ -63,6 +64,7 @@ __all__ = [
     "VisionZipConfig",
     "build",
     "config_from",
+    "config_named",
     "register_method",
 ]
 
@@ -90,3 +92,31 @@ def config_from(values: dict[str, Any]) -> MethodConfig:
             "saved by a newer tokenprune?"
         )
     return METHODS[name][0].from_dict(values)
+
+
+def config_named(name: str) -> MethodConfig:
+    """Return a method's default configuration.
+
+    Raises
+    ------
+    ValueError
+        If no method has that name, or its configuration has a field without a default.
+
+    Examples
+    --------
+    >>> config_named("fastv") == FastVConfig()
+    True
+    """
+    if name not in METHODS:
+        raise ValueError(
+            f"method={shown(name)} is not the name of a method: expected one of {sorted(METHODS)}, "
+            'or, for saved heads, a folder that exists or the hub\'s "owner/repository".'
+        )
+    config = METHODS[name][0]
+    required = [f.name for f in fields(config) if f.default is f.default_factory is MISSING]
+    if required:
+        raise ValueError(
+            f"method={name!r}: {config.__name__} has no default for {', '.join(required)}: give a "
+            f"{config.__name__} instead of the name."
+        )
+    return config()

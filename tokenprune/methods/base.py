@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..checks import shown
 from ..config import ModelFacts
+from ..fields import BEFORE_DECODER, layer_numbers
 from ..strict_json import parse_object
-from .context import Context, Selection, Trace
+from .context import NEEDS, STATE_NEEDS, Context, Selection, Trace
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["EXTRA_STATE", "Method"]
+__all__ = ["EXTRA_STATE", "Method", "check_method"]
 
 # The key under which torch's state dicts have what `get_extra_state` returns.
 EXTRA_STATE = "_extra_state"
@@ -204,3 +206,29 @@ class Method(nn.Module):
     def extra_repr(self) -> str:
         """Return the layers, for the model's printed form."""
         return f"layers={getattr(self, 'layers', None)}"
+
+
+def check_method(method: Method, facts: ModelFacts) -> None:
+    """Check that a model can give a method what it asks for.
+
+    Parameters
+    ----------
+    method : Method
+    facts : ModelFacts
+        Of the model.
+
+    Raises
+    ------
+    ValueError
+        If it cannot: layers past its end, unknown needs, or needs that exclude each other.
+    """
+    layers = layer_numbers(BEFORE_DECODER)("layers", getattr(method, "layers", None))
+    facts.check(layers)
+    name, needs = type(method).__name__, set(method.needs)
+    if unknown := sorted(needs - NEEDS, key=str):
+        raise ValueError(f"{name}.needs names {shown(unknown)}: expected some of {sorted(NEEDS)}.")
+    if method.revives and needs & STATE_NEEDS:
+        raise ValueError(
+            f"{name}.revives is True and its needs name {sorted(needs & STATE_NEEDS)}: dropped "
+            "tokens have no attention states at later layers. Read attention received instead."
+        )

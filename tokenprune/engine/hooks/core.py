@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from ...layout import VisualLayout
 from ...releases import verified_releases
-from .. import calls
+from .. import caches, calls
 from ..arguments import bind, cache_in
+from ..attention import observe_changed
 from ..passes import CoreCall
 from ..passes.stage import Stage, first_stage
 from .base import Hooks
@@ -24,18 +25,26 @@ class CoreHooks(Hooks):
     @torch.compiler.disable
     def before(self, core: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Locate the visual tokens, and note what the pass to come must know of the call."""
-        engine, anatomy = self.engine, self.engine.anatomy
-        inputs = bind(anatomy.core_signature, args, kwargs)
+        engine = self.engine
+        inputs = bind(engine.anatomy.core_signature, args, kwargs)
         inputs = {name: value for name, value in inputs.items() if value is not None}
         call = self._call()
         mask = inputs.get("attention_mask")
         first = patches = None
+        candidates = 0
         has_images = engine.adapter.has_images(inputs)
         calls.check_images_arrive(call, has_images)
-        if has_images and not calls.is_paused(engine):
+        prunes, cache = has_images and not calls.is_paused(engine), cache_in(inputs.values())
+        observe_changed(engine, required=prunes or caches.is_pruned(cache))
+        anatomy = engine.anatomy
+        if prunes:
             once, copies = self._before_repetition(inputs)
             layout = self._locate(core, once).repeat_rows(copies)
-            first = self._first_stage(core, inputs, layout, call.labels)
+            past = 0 if cache is None else int(cache.get_seq_length())
+            length = layout.mask.shape[1]
+            prompt_length = calls.prompt_length(engine, length, past)
+            candidates = 0 if prompt_length is None else length - prompt_length
+            first = self._first_stage(core, inputs, layout, call.labels, prompt_length)
             if anatomy.tower_layer is not None:
                 patches = engine.adapter.patches(core, once)
         call.core = CoreCall(
@@ -43,7 +52,8 @@ class CoreHooks(Hooks):
             soft=engine.training and torch.is_grad_enabled() and engine.method.trainable,
             causal=anatomy.causal and (mask is None or getattr(mask, "ndim", 0) == 2),
             patches=patches,
-            cache=cache_in(inputs.values()),
+            cache=cache,
+            candidates=candidates,
         )
 
     def _call(self) -> calls.Call:
@@ -86,14 +96,18 @@ class CoreHooks(Hooks):
         return {**inputs, **{n: value[::copies] for n, value in tokens.items()}, **sizes}, copies
 
     def _first_stage(
-        self, core: nn.Module, inputs: dict[str, Any], layout: VisualLayout, labels: Tensor | None
+        self,
+        core: nn.Module,
+        inputs: dict[str, Any],
+        layout: VisualLayout,
+        labels: Tensor | None,
+        prompt_length: int | None,
     ) -> Stage:
         engine, special = self.engine, None
         if engine.method.spared_ids is not None:
             spared = sorted({*engine.anatomy.special_ids, *engine.method.spared_ids})
             special = engine.adapter.any_of(core, inputs, spared)
-        length = calls.prompt_length(engine, layout.mask.shape[1])
-        return first_stage(layout, inputs.get("attention_mask"), labels, length, special)
+        return first_stage(layout, inputs.get("attention_mask"), labels, prompt_length, special)
 
     @torch.compiler.disable
     def after(self, core: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
@@ -110,11 +124,12 @@ class CoreHooks(Hooks):
         if ended is None or output is None:
             return None
         ended.check_output(output)
+        if call.core is not None and call.core.candidates:
+            caches.allow_cropping(call.core.cache, call.core.candidates)
         record = ended.record()
         if record is not None:
-            engine.latest.record = record
-            for tracker in list(engine.trackers):
-                tracker(record)
+            streamer = calls.generate_arguments(engine).get("streamer")
+            engine.publish(record, streamer)
         hidden_states = getattr(output, "hidden_states", None)
         if hidden_states is not None:
             output["hidden_states"] = ended.full_length(hidden_states)

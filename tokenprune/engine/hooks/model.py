@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from .. import calls
 from ..arguments import bind
+from ..attention import observe_changed
 from ..engine import ATTRIBUTE, Engine
 from ..passes import SoftenedPass
 from ..wrappers import check_heads
 from .base import Hooks
+from .refused import check_generate, check_not_exported, check_text_alone
 
 __all__ = ["ModelHooks"]
 
@@ -27,6 +29,7 @@ class ModelHooks(Hooks):
     @torch.compiler.disable
     def before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Begin a call."""
+        check_not_exported()
         engine = self.engine
         calls.pop(engine)  # an interrupt may have left one
         if engine.training and engine.method.trainable and torch.is_grad_enabled():
@@ -79,9 +82,23 @@ class ModelHooks(Hooks):
         arguments = bind(inspect.signature(generate), args, kwargs)
         images = not calls.is_paused(engine) and engine.adapter.has_images(arguments)
         if images:
-            _check_not_chunked(generate, arguments)
-        with calls.generating(engine, engine.anatomy.tower_layer, arguments, images):
+            check_generate(generate, arguments)
+            if arguments.get("streamer") is not None:
+                engine.streams.begin()
+        observe_changed(engine, required=images)  # images may be encoded before the first forward
+        # Some releases leave the images out of what an assistant sees; the main model has the say.
+        assists = getattr(arguments.get("generation_config"), "is_assistant", False)
+        arrive = images and not assists
+        with calls.generating(engine, engine.anatomy.tower_layer, arguments, arrive):
             return generate(*args, **kwargs)
+
+    def generate_batch(
+        self, placeholders: set[int], generate: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """Run the model's ``generate_batch``, if its prompts are text."""
+        if not calls.is_paused(self.engine):
+            check_text_alone(generate, placeholders, args, kwargs)
+        return generate(*args, **kwargs)
 
 
 def _share(labels: Tensor | None, items: Any) -> float | Tensor:
@@ -116,18 +133,4 @@ def _warn_if_frozen(engine: Engine) -> None:
             "instance, freezes whatever it did not add. Call tokenprune.trainable(model, "
             '"heads", "lora"), or tokenprune.trainable(model, "lora") to leave them frozen.',
             stacklevel=2,
-        )
-
-
-def _check_not_chunked(generate: Callable[..., Any], arguments: dict[str, Any]) -> None:
-    """Refuse ``prefill_chunk_size``: a chunk's forward cannot know what later text asks of it."""
-    own = getattr(getattr(generate, "__self__", None), "generation_config", None)
-    given = (arguments.get("generation_config"), own)
-    sizes = (getattr(config, "prefill_chunk_size", None) for config in given)
-    size = arguments.get("prefill_chunk_size") or next((n for n in sizes if n), None)
-    if size:
-        raise ValueError(
-            f"prefill_chunk_size={size}: which visual tokens stay is decided by the whole prompt, "
-            "and a chunk of it is run without knowing the rest. Leave prefill_chunk_size out, or "
-            "generate inside tokenprune.paused(model)."
         )

@@ -37,6 +37,8 @@ class CoreCall:
         See `Adapter.patches`.
     cache : Cache, optional
         That the core was called with.
+    candidates : int
+        How many tokens behind the prompt assisted decoding proposes.
     """
 
     first: Stage | None
@@ -44,6 +46,7 @@ class CoreCall:
     causal: bool
     patches: Tensor | None
     cache: Any
+    candidates: int = 0
 
 
 def start_pass(

@@ -1,0 +1,194 @@
+"""What is tried for docs/compatibility.md: a row for each tool, run by a test and by a command.
+
+``python -m scripts.write_compatibility`` runs every row and writes the page.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import LlamaForCausalLM
+
+import tokenprune as tp
+
+from .tiny_llava import IMAGE, llama_config, make_batch, tiny_llava
+from .tolerance import assert_close
+
+__all__ = ["PAGE", "ROWS", "Row", "page"]
+
+PAGE = "docs/compatibility.md"
+_HEAD = """# Compatibility
+
+What works with a wrapped model, and what is refused with which message. Written by
+`make compatibility` from `tests/support/compatibility.py`: do not edit. A test tries every row, on
+a tiny LLaVA with random weights, on a CPU.
+
+| tool | wrapped by `tp.wrap` |
+|---|---|
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the page.
+
+    Attributes
+    ----------
+    tool : str
+    run : callable
+        Tries it, and asserts that the results are right; raises what the user gets if it is
+        refused.
+    refused : bool
+        Whether it has to be refused.
+    """
+
+    tool: str
+    run: Callable[[], None]
+    refused: bool
+
+    def outcome(self) -> str:
+        """What stands in the page: "works", or the message."""
+        if not self.refused:
+            self.run()
+            return "works"
+        try:
+            self.run()
+        except (ValueError, RuntimeError) as error:
+            return f"refused: {error}"
+        raise AssertionError(f"{self.tool}: expected to be refused")
+
+    def line(self) -> str:
+        outcome = self.outcome().replace("|", "\\|").replace("<", "&lt;")
+        return f"| {self.tool} | {outcome} |"
+
+
+ROWS: list[Row] = []
+
+
+def row(tool: str, refused: bool = False) -> Callable[[Callable[[], None]], Callable[[], None]]:
+    """Add a function as a row."""
+
+    def add(run: Callable[[], None]) -> Callable[[], None]:
+        ROWS.append(Row(tool, run, refused))
+        return run
+
+    return add
+
+
+def page() -> str:
+    return _HEAD + "\n".join(each.line() for each in ROWS) + "\n"
+
+
+BATCH = make_batch([(4, IMAGE, 6)])
+LENGTH = BATCH["input_ids"].shape[1]
+GREEDY: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False}
+
+
+def wrapped() -> Any:
+    """A model whose pruning reads the prompt's text: SparseVLM."""
+    torch.manual_seed(0)
+    return tp.wrap(tiny_llava(layers=4), tp.SparseVLMConfig(layers=(0, 2)))
+
+
+def check_same_answer(model: Any, **options: Any) -> None:
+    """Those options change neither the answer nor what is kept of the image."""
+    wanted = model.generate(**BATCH, **GREEDY)
+    kept = tp.stats(model).kept.tolist()
+    assert kept[-1][0] < kept[0][0], "nothing was pruned"
+    found = model.generate(**BATCH, **GREEDY, **options)
+    assert torch.equal(found, wanted)
+    assert tp.stats(model).kept.tolist() == kept
+
+
+@row('`model.set_attn_implementation("eager")`, `"sdpa"`, `"flex_attention"` after `wrap`')
+def _set_attention() -> None:
+    model = wrapped()
+    with torch.no_grad():
+        wanted = model(**BATCH).logits
+        for name in ("eager", "flex_attention", "sdpa"):
+            model.set_attn_implementation(name)
+            assert_close(model(**BATCH).logits, wanted)
+            assert model.tokenprune.anatomy.backend.name == name
+    tp.unwrap(model)
+    assert model.config.text_config._attn_implementation == "sdpa"
+
+
+@row("an attention implementation that is not known", refused=True)
+def _unknown_attention() -> None:
+    model = wrapped()
+    model.config.text_config._attn_implementation = "flash_attention_3"
+    model(**BATCH)
+
+
+@row("`generate(prompt_lookup_num_tokens=…)`")
+def _prompt_lookup() -> None:
+    ids = BATCH["input_ids"].clone()
+    ids[:, -3:] = ids[:, :3]  # something to look up
+    model = wrapped()
+    batch = {**BATCH, "input_ids": ids}
+    wanted = model.generate(**batch, **GREEDY)
+    kept = tp.stats(model).kept.tolist()
+    assert torch.equal(model.generate(**batch, **GREEDY, prompt_lookup_num_tokens=3), wanted)
+    assert tp.stats(model).kept.tolist() == kept
+
+
+@row("`generate(assistant_model=…)`, an unwrapped assistant")
+def _assisted() -> None:
+    torch.manual_seed(0)
+    check_same_answer(wrapped(), assistant_model=LlamaForCausalLM(llama_config(1)).eval())
+    check_same_answer(wrapped(), assistant_model=tiny_llava(layers=4))
+
+
+@row("`generate(assistant_model=…)`, the assistant wrapped too, or alone")
+def _wrapped_assistant() -> None:
+    assistant = tp.wrap(tiny_llava(layers=4), tp.FastVConfig(layer=1, keep=9))
+    check_same_answer(wrapped(), assistant_model=assistant)
+    plain = tiny_llava(layers=4)
+    wanted = plain.generate(**BATCH, **GREEDY)
+    assert torch.equal(plain.generate(**BATCH, **GREEDY, assistant_model=assistant), wanted)
+
+
+@row('`generate(cache_implementation="static")`, with images', refused=True)
+def _static_cache() -> None:
+    model = wrapped()
+    model.model.get_image_features = None  # nothing is computed
+    model.generate(**BATCH, **GREEDY, cache_implementation="static")
+
+
+@row("`generate_batch` (continuous batching) of prompts with images", refused=True)
+def _continuous_batching() -> None:
+    wrapped().generate_batch([BATCH["input_ids"][0].tolist()], max_new_tokens=2)
+
+
+@row('`generate(cache_implementation="paged")`, with images', refused=True)
+def _paged_cache() -> None:
+    wrapped().generate(**BATCH, **GREEDY, cache_implementation="paged")
+
+
+@row("`torch.export.export(model, …)`", refused=True)
+def _export() -> None:
+    model = wrapped()
+    torch.export.export(model, (), dict(BATCH), strict=False)
+
+
+@row("`copy.deepcopy(model)`")
+def _deepcopy() -> None:
+    model = wrapped()
+    with torch.no_grad():
+        wanted = model(**BATCH).logits
+        assert torch.equal(copy.deepcopy(model)(**BATCH).logits, wanted)
+
+
+@row('`wrap(model, "fastv")`: the name of a method')
+def _by_name() -> None:
+    model = tp.wrap(tiny_llava(layers=4), "fastv")
+    assert model.tokenprune.config == tp.FastVConfig()
+
+
+@row("`wrap(model, name)` with a name that is not known", refused=True)
+def _unknown_name() -> None:
+    tp.wrap(tiny_llava(layers=4), "fastvv")

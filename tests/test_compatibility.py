@@ -1,0 +1,33 @@
+"""docs/compatibility.md: each of its rows is tried, and stands there as it came out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from .support.compatibility import PAGE, ROWS, Row
+
+LINES = (Path(__file__).parents[1] / PAGE).read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.run.__name__)
+def test_a_row_is_what_happens(row: Row) -> None:
+    assert row.line() in LINES, "run `make compatibility`"
+
+
+def test_the_page_has_no_other_rows() -> None:
+    rows = [line for line in LINES if line.startswith("| ")]
+    assert len(rows) == len(ROWS) + 1  # the names of the columns
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_row_can_fail(refused: bool) -> None:
+    """What does not work is no row that works, and what works none that is refused."""
+
+    def run() -> None:
+        if not refused:
+            raise ValueError("broken")
+
+    with pytest.raises((ValueError, AssertionError), match=r"broken|expected to be refused"):
+        Row("tool", run, refused).outcome()
