@@ -220,7 +220,7 @@ def test_help_teaches_by_examples(run: Any) -> None:
         code, out, _ = run(command, "--help")
         assert code == 0
         assert f"Examples:\n    $ tokenprune {command}" in out
-        assert "--json" in out
+        assert "--json" in out or command == "serve"  # which prints no figures
 
 
 @pytest.mark.parametrize("command", COMMANDS)

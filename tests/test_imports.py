@@ -22,7 +22,7 @@ LEVELS: tuple[set[str], ...] = (
     {"callback", "hub", "saving"},
     {"api"},
     {"checkpoint", "pretrained"},
-    {"integrations", "recipes"},
+    {"integrations", "recipes", "serving"},
     {"__init__", "cli"},
     {"__main__"},
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from .api import wrap
 from .checks import shown
 from .saved import HEADS
 
-__all__ = ["from_pretrained"]
+__all__ = ["find_heads", "from_pretrained"]
 
 # Which of the arguments say where on the hub, and how, to look for files.
 _HUB = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
@@ -53,17 +54,32 @@ def from_pretrained(source: str | Path, **options: Any) -> Any:
     [9]
     """
     from transformers import AutoModelForImageTextToText
-    from transformers.utils import cached_file
 
-    where = {name: options[name] for name in _HUB if name in options}
-    try:
-        heads = cached_file(source, HEADS, **where)
-    except OSError as error:
+    heads = find_heads(source, options)
+    if heads is None:
         raise FileNotFoundError(
             f"{shown(str(source))} has no {HEADS}: expected a folder or hub id that "
             "model.save_pretrained of a wrapped model wrote. For a model without saved pruning, "
             "call its own from_pretrained, then tokenprune.wrap."
-        ) from error
-    assert heads is not None  # cached_file raises by itself
+        )
     model = AutoModelForImageTextToText.from_pretrained(source, **options)
-    return wrap(model, Path(heads).parent)
+    return wrap(model, heads.parent)
+
+
+def find_heads(source: str | Path, options: Mapping[str, Any]) -> Path | None:
+    """Return the file of the pruning that was saved beside a model; None: there is none.
+
+    Parameters
+    ----------
+    source : path or hub id
+    options : mapping
+        What ``from_pretrained`` of the model is given.
+    """
+    from transformers.utils import cached_file
+
+    where = {name: options[name] for name in _HUB if name in options}
+    try:
+        found = cached_file(source, HEADS, **where)
+    except OSError:
+        return None
+    return None if found is None else Path(found)

@@ -1,6 +1,6 @@
 """The command ``tokenprune``."""
 
-from . import look
+from . import look, serve
 from .app import app
 
-__all__ = ["app", "look"]
+__all__ = ["app", "look", "serve"]

@@ -34,7 +34,9 @@ class CommandError(Exception):
     """A reason, in a sentence, why a command cannot do what was asked."""
 
 
-def command(*examples: str) -> Callable[[Callable[Parameters, None]], Callable[Parameters, None]]:
+def command(
+    *examples: str, passes_on: bool = False
+) -> Callable[[Callable[Parameters, None]], Callable[Parameters, None]]:
     """Make a function a command of that name, whose errors are sentences.
 
     What a command cannot do it raises as `CommandError`, `ValueError` or `OSError`: the message
@@ -44,7 +46,10 @@ def command(*examples: str) -> Callable[[Callable[Parameters, None]], Callable[P
     ----------
     *examples : str
         Shown at the end of the command's help.
+    passes_on : bool
+        Whether it takes arguments that it does not know, to pass them on to another program.
     """
+    settings = {"allow_extra_args": True, "ignore_unknown_options": True} if passes_on else {}
     lines = "\n".join(f"  $ {example}" for example in examples)
 
     def made(run: Callable[Parameters, None]) -> Callable[Parameters, None]:
@@ -56,6 +61,7 @@ def command(*examples: str) -> Callable[[Callable[Parameters, None]], Callable[P
                 typer.echo(f"tokenprune {run.__name__}: {error}", err=True)
                 raise typer.Exit(1) from error
 
-        return app.command(epilog=f"\b\nExamples:\n{lines}")(checked)
+        made_by = app.command(epilog=f"\b\nExamples:\n{lines}", context_settings=settings)
+        return made_by(checked)
 
     return made

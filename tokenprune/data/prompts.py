@@ -24,6 +24,8 @@ def text_of(processor: Any, turns: Sequence[Turn], for_answer: bool) -> str:
     for_answer : bool
         Whether the text ends where the assistant's answer begins.
     """
+    if not turns:
+        return ""  # which a template is not made for
     if getattr(processor, "chat_template", None):
         return processor.apply_chat_template(
             list(turns), tokenize=False, add_generation_prompt=for_answer

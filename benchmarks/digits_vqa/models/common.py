@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 __all__ = [
+    "LLAVA_CHAT",
     "PIXELS",
     "RECOGNITION_LAYERS",
     "WEIGHTS",
@@ -39,6 +40,13 @@ PIXELS: dict[str, Any] = {
     "image_std": [0.5, 0.5, 0.5],
 }
 """Settings of every image processor here: bicubic, and values from -1 to 1."""
+
+LLAVA_CHAT = (
+    "{% for message in messages %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>{% else %} {{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endfor %}"
+)
+"""The chat template of a LLaVA: the parts of all messages, in order."""
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 """Where the committed models are, one folder each."""

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from ..pictures import PATCH, SIZE, Size
-from .common import WEIGHTS, decoder_fields, llava_pictures, llava_processor, save_model
+from .common import LLAVA_CHAT, WEIGHTS, decoder_fields, llava_pictures, llava_processor, save_model
 from .tokens import VOCABULARY, save_processor, tokenizer
 
 FOLDER = WEIGHTS / "llava"
@@ -117,7 +117,10 @@ def grid(model: LlavaForConditionalGeneration, size: Size) -> tuple[int, int, to
 def processor() -> LlavaProcessor:
     """Return the processor."""
     return LlavaProcessor(
-        image_processor=CLIPImageProcessor(**_PICTURES), tokenizer=tokenizer(), **_PROCESSOR
+        image_processor=CLIPImageProcessor(**_PICTURES),
+        tokenizer=tokenizer(),
+        chat_template=LLAVA_CHAT,
+        **_PROCESSOR,
     )
 
 
@@ -126,6 +129,7 @@ def save(model: LlavaForConditionalGeneration, folder: Path) -> None:
     save_model(model, folder, PUBLISHED)
     pictures = {"image_processor_type": "CLIPImageProcessor", **_PICTURES}
     save_processor(folder, "LlavaProcessor", pictures, _PROCESSOR)
+    (folder / "chat_template.jinja").write_text(LLAVA_CHAT, encoding="utf-8")
 
 
 _PICTURES = llava_pictures(SIZE, {"height": SIZE, "width": SIZE})

@@ -23,6 +23,7 @@ from transformers import (
 from ..pictures import PATCH, Size
 from . import llava
 from .common import (
+    LLAVA_CHAT,
     WEIGHTS,
     copy_shared,
     decoder_fields,
@@ -88,7 +89,10 @@ def grid(model: LlavaNextForConditionalGeneration, size: Size) -> tuple[int, int
 def processor() -> LlavaNextProcessor:
     """Return the processor."""
     return LlavaNextProcessor(
-        image_processor=LlavaNextImageProcessor(**_PICTURES), tokenizer=tokenizer(), **_PROCESSOR
+        image_processor=LlavaNextImageProcessor(**_PICTURES),
+        tokenizer=tokenizer(),
+        chat_template=LLAVA_CHAT,
+        **_PROCESSOR,
     )
 
 
@@ -97,6 +101,7 @@ def save(model: LlavaNextForConditionalGeneration, folder: Path) -> None:
     save_model(model, folder, (*llava.PUBLISHED, ("model.image_newline", "image_newline")))
     pictures = {"image_processor_type": "LlavaNextImageProcessor", **_PICTURES}
     save_processor(folder, "LlavaNextProcessor", pictures, _PROCESSOR)
+    (folder / "chat_template.jinja").write_text(LLAVA_CHAT, encoding="utf-8")
 
 
 _PICTURES = llava_pictures(
