@@ -13,7 +13,7 @@ Graph = dict[str, set[str]]
 
 # Packages and modules of the top level, lowest first: each imports from lower levels only.
 LEVELS: tuple[set[str], ...] = (
-    {"_version", "atomic", "checks", "layout", "releases", "strict_json"},
+    {"_version", "atomic", "checks", "distributed", "layout", "releases", "strict_json"},
     {"fields"},
     {"config", "data", "model_card"},
     {"adapters", "heads_file", "kernels", "methods"},

@@ -9,12 +9,14 @@ import peft
 import pytest
 import torch
 from torch import distributed, nn
+from torch.distributed.fsdp import fully_shard
 
 import tokenprune as tp
 from tokenprune.engine import base_model_of
 
 from .support.tiny_llava import make_batch, tiny_llava
 from .support.training import PROMPTS, atp_llava, labelled
+from .support.wrapping import hooks_of, nothing_runs
 
 
 @pytest.fixture
@@ -63,8 +65,32 @@ def test_wrappers_in_each_other() -> None:
     assert not tp.is_wrapped(model)
 
 
-def test_heads_are_put_in_before_the_model_is_distributed() -> None:
+@pytest.mark.usefixtures("_process_group")
+@pytest.mark.parametrize(
+    ("around", "name"),
+    [
+        (nn.DataParallel, "DataParallel"),
+        (lambda model: torch.compile(nn.DataParallel(model)), "DataParallel"),
+        (nn.parallel.DistributedDataParallel, "DistributedDataParallel"),
+        (fully_shard, "FSDP"),
+        (lambda model: (fully_shard(model.model.language_model.layers[1]), model)[1], "FSDP"),
+    ],
+)
+def test_heads_are_put_in_before_the_model_is_distributed(
+    around: Callable[[Any], Any], name: str
+) -> None:
     model = tiny_llava()
-    with pytest.raises(ValueError, match=r"DataParallel.*tokenprune\.wrap\(model\) first"):
-        tp.wrap(nn.DataParallel(model))
+    before = hooks_of(given := around(model))
+    with pytest.raises(ValueError, match=rf"is in {name}, .*tokenprune\.wrap\(model\) first"):
+        tp.wrap(given)
     assert not tp.is_wrapped(model)
+    assert hooks_of(given) == before
+
+
+def test_copies_on_several_devices_are_refused() -> None:
+    model: Any = atp_llava()
+    copy = model._replicate_for_data_parallel()  # what nn.DataParallel runs on each device
+    with pytest.raises(RuntimeError, match="one process for each device"):
+        copy(**make_batch(PROMPTS))
+    model(**make_batch(PROMPTS))
+    assert nothing_runs()

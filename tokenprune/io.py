@@ -12,7 +12,7 @@ the safetensors file has metadata of its own.
 from __future__ import annotations
 
 import copy
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from ._version import __version__
 from .atomic import replace_file
 from .checks import shown
 from .config import MethodConfig
+from .distributed import is_first, is_part, together, whole
 from .engine import Engine, base_model_of, engine_of
 from .heads_file import pack
 from .saved import CONFIG, HEADS, Heads, named, open_heads, parsed, path_of, tensors_of
@@ -36,6 +37,9 @@ __all__ = ["facts_of", "load_heads", "read_config", "read_heads", "save_heads"]
 
 def save_heads(model: nn.Module, folder: str | Path) -> Path:
     """Save the heads of a wrapped model, in float32, and nothing else of the model.
+
+    Of a model whose heads are sharded (FSDP2), every rank has to call it: rank 0 writes, and the
+    others wait until it has. Otherwise one rank is enough.
 
     Parameters
     ----------
@@ -58,6 +62,8 @@ def save_heads(model: nn.Module, folder: str | Path) -> Path:
         that are not finite in float32. Nothing is then written.
     OSError
         If the folder cannot be created or written; its content is then unchanged.
+    RuntimeError
+        If the heads are sharded and rank 0 could not write them, on the other ranks.
 
     Examples
     --------
@@ -67,14 +73,26 @@ def save_heads(model: nn.Module, folder: str | Path) -> Path:
     ['tokenprune_heads.safetensors']
     """
     engine = engine_of(model)
-    config = _config_of(engine)
     path = path_of(folder)
+    content, sharded = _packed(model, engine, path)
+    # A rank alone may save what it has whole: any number of them write the same.
+    with together() if sharded else nullcontext():
+        if is_first() or not sharded:
+            _write(path, content)
+    return path
+
+
+def _packed(model: Any, engine: Engine, path: Path) -> tuple[bytes, bool]:
+    """Build the file for `path`, check that it would load, and say whether heads are sharded."""
+    config = _config_of(engine)
     facts = facts_of(model, engine.adapter)
     try:
         runtime = engine.method.runtime_state()
         # On a copy that shares its parameters: another thread may set another budget.
         copy.copy(engine.method).load_runtime_state(runtime)
         state = tensors_of(engine.method)
+        sharded = any(is_part(value) for value in state.values())
+        state = {name: whole(value) for name, value in state.items()}
         # Copies: another thread may go on training.
         tensors = {k: v.detach().to("cpu", torch.float32, copy=True) for k, v in state.items()}
         said = config.to_dict()
@@ -87,6 +105,10 @@ def save_heads(model: nn.Module, folder: str | Path) -> Path:
         raise ValueError(
             f"These heads are not saved, since they would not load again: {error}"
         ) from error
+    return content, sharded
+
+
+def _write(path: Path, content: bytes) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
         replace_file(path / HEADS, content)
@@ -98,7 +120,6 @@ def save_heads(model: nn.Module, folder: str | Path) -> Path:
         ) from error
     with suppress(OSError):
         (path / CONFIG).unlink()
-    return path
 
 
 def load_heads(model: nn.Module, source: str | Path) -> None:
@@ -109,7 +130,7 @@ def load_heads(model: nn.Module, source: str | Path) -> None:
     configuration are the model's; the tensors have the configuration's names and shapes and are
     float16, bfloat16, float32 or float64; the file is as long as its header says. Then: the SHA-256
     of the JSON and the tensors is right, and every value is finite in the dtype it is loaded as.
-    Nothing is unpickled.
+    Nothing is unpickled. Every rank has to call it if the heads are sharded (FSDP2).
 
     Parameters
     ----------
@@ -135,7 +156,10 @@ def load_heads(model: nn.Module, source: str | Path) -> None:
     """
     engine = engine_of(model)
     facts = facts_of(model, engine.adapter)
-    read_heads(source, facts, _config_of(engine)).load_into(engine.method)
+    sharded = any(is_part(value) for value in tensors_of(engine.method).values())
+    with together() if sharded else nullcontext():
+        heads = read_heads(source, facts, _config_of(engine))
+    heads.load_into(engine.method)
 
 
 def _config_of(engine: Engine) -> MethodConfig:

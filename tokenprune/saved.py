@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .checks import shown
 from .config import MethodConfig, ModelFacts
+from .distributed import as_parts
 from .heads_file import HEADER_LIMIT, Header, digest, read_header, read_tensors
 from .methods import Method, build, config_from
 from .methods.base import EXTRA_STATE
@@ -75,6 +76,8 @@ class Heads:
     def load_into(self, method: Method) -> None:
         """Load the heads into a method that was built from their configuration.
 
+        Every rank has to call it if the method's parameters are sharded.
+
         Raises
         ------
         ValueError
@@ -84,7 +87,10 @@ class Heads:
         with named(self.path):
             tensors = self.check(method)
             method.load_runtime_state(self.runtime)  # refuses before it changes
-        method.load_state_dict({**method.state_dict(), **tensors})
+        own = method.state_dict()
+        # In one order on all ranks: a file's tensors come in any.
+        parts = {name: as_parts(tensors[name], own[name]) for name in sorted(tensors)}
+        method.load_state_dict({**own, **parts})
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from .attach import attach, detach, read_anatomy
 from .calls import paused
 from .engine import ATTRIBUTE, Engine, engine_of, heads_left_out
-from .wrappers import base_model_of, check_heads, peft_layers
+from .wrappers import base_model_of, check_heads, peft_layers, without_ddp
 
 __all__ = [
     "ATTRIBUTE",
@@ -17,4 +17,5 @@ __all__ = [
     "paused",
     "peft_layers",
     "read_anatomy",
+    "without_ddp",
 ]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, cast
 
 from torch import nn
 
-__all__ = ["base_model_of", "check_heads", "check_not_parallel", "peft_layers"]
+from ..distributed import is_fsdp
+
+__all__ = ["base_model_of", "check_heads", "check_not_parallel", "peft_layers", "without_ddp"]
 
 # The child that holds the model: in torch.compile's wrapper, in FSDP's, and in DDP's.
 _CHILDREN = ("_orig_mod", "_fsdp_wrapped_module", "module")
@@ -26,16 +29,40 @@ def base_model_of(model: Any) -> Any:
     >>> base_model_of(torch.nn.DataParallel(model)) is model
     True
     """
+    *_, base = _layers(model)
+    return base
+
+
+def _layers(model: Any) -> Iterator[Any]:
+    """Yield what lies in each other, outermost first; the transformers model is the last."""
+    yield model
     while isinstance(model, nn.Module):
-        children = vars(model).get("_modules", {})
-        name = next((name for name in _CHILDREN if name in children), None)
+        name = _child(model)
         if name is not None:
-            model = children[name]
+            model = getattr(model, name)
         elif hasattr(model, "get_base_model"):
             model = cast(Any, model).get_base_model()
         else:
             break
-    return model
+        yield model
+
+
+def _child(model: nn.Module) -> str | None:
+    """Return the name of the child that holds the model, in what was put around it; or None."""
+    children = vars(model).get("_modules", {})
+    return next((name for name in _CHILDREN if name in children), None)
+
+
+def without_ddp(model: Any) -> Any:
+    """Return what is in DistributedDataParallel, whose forward waits for those of other ranks.
+
+    Parameters
+    ----------
+    model : nn.Module
+        With or without it; PEFT's wrapper inside it stays.
+    """
+    ddp = nn.parallel.DistributedDataParallel
+    return next((layer.module for layer in _layers(model) if isinstance(layer, ddp)), model)
 
 
 def peft_layers(module: nn.Module) -> dict[str, Any]:
@@ -78,16 +105,21 @@ def check_heads(engine: Any) -> None:
 
 
 def check_not_parallel(model: Any) -> None:
-    """Check that a model that is to be wrapped is not yet in DDP, DataParallel or FSDP.
+    """Check that a model that is to be wrapped is not in DDP, DataParallel, FSDP or DeepSpeed yet.
 
     Raises
     ------
     ValueError
-        If it is: they synchronise the parameters that they found when they were made.
+        If it is: they synchronise or shard the parameters that they found when they were made.
     """
-    parallel = isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel)
-    if parallel or hasattr(model, "_fsdp_wrapped_module"):
+    *around, base = _layers(model)
+    # PEFT's and torch.compile's wrappers may be around it already.
+    parallel = [layer for layer in around if _child(layer) not in (None, "_orig_mod")]
+    # FSDP2 changes the class of the modules that it shards, and puts nothing around them.
+    parts = base.modules() if isinstance(base, nn.Module) else ()
+    name = type(parallel[0]).__name__ if parallel else "FSDP" if any(map(is_fsdp, parts)) else None
+    if name is not None:
         raise ValueError(
-            f"A {type(model).__name__} would not synchronise heads that it was made without: call "
-            "tokenprune.wrap(model) first, then put it around the model."
+            f"The model is in {name}, which would not synchronise heads that it was made without: "
+            "call tokenprune.wrap(model) first, then distribute the model."
         )

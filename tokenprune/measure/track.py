@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from ..distributed import all_gather, together, world_size
 from ..engine.record import Record
 from .cost import DecoderShape
 from .stats import PruneStats, in_words
@@ -53,6 +54,7 @@ class Tracker:
             )
         }
         self._pruning_layers: tuple[int, ...] = ()
+        self._synced = False
 
     def __repr__(self) -> str:
         """Say what was kept and saved so far, in a few lines."""
@@ -64,13 +66,69 @@ class Tracker:
             return in_words("Tracker", self._pruning_layers, kept, **columns)
 
     def add(self, record: Record) -> None:
-        """Add one pass."""
+        """Add one pass.
+
+        Raises
+        ------
+        RuntimeError
+            If `sync` was called: other ranks would not have it.
+        """
         stats = PruneStats.from_record(record, self._shape)
         with self._lock:
+            if self._synced:
+                raise RuntimeError(
+                    "The model was run inside `with tokenprune.track(model) as run:` after "
+                    "run.sync(): call that when the block has ended."
+                )
             self._kept.append(stats.kept)
             self._pruning_layers = stats.pruning_layers
             for name, values in self._columns.items():
                 values.append(getattr(stats, name))
+
+    def sync(self) -> None:
+        """Add the samples of all other ranks, so that each has all, in the order of the ranks.
+
+        Every rank has to call it, once, when its block has ended; one that tracked nothing too.
+        Without torch.distributed it does nothing. A sampler that gives ranks equally many samples
+        may repeat some: they count twice.
+
+        Raises
+        ------
+        RuntimeError
+            If it was called before.
+        ValueError
+            If the ranks pruned after different layers; each then has what it had.
+
+        Examples
+        --------
+        >>> model = tp.wrap(model, tp.FastVConfig(layer=1, keep=9))
+        >>> with tp.track(model) as run:
+        ...     output = model(**batch)
+        >>> run.sync()
+        >>> run.summary()["samples"]
+        1
+        """
+        if world_size() == 1:
+            return
+        with together():
+            if self._synced:
+                raise RuntimeError("run.sync() was called before: this run has all ranks' samples.")
+        told = all_gather((self._pruning_layers, self._kept, self._columns))
+        told = [rank for rank in told if rank[1]]
+        layers = {(pruned, kept[0].shape[0]) for pruned, kept, _ in told}
+        if len(layers) > 1:
+            raise ValueError(
+                f"The ranks pruned differently (layers, of how many: {sorted(layers)}): expected "
+                "the same model, wrapped in the same way, on each."
+            )
+        with self._lock:
+            self._synced = True
+            self._kept = [array for _, kept, _ in told for array in kept]
+            self._columns = {
+                name: [array for *_, columns in told for array in columns[name]]
+                for name in self._columns
+            }
+            self._pruning_layers = told[0][0] if told else ()
 
     def kept(self) -> np.ndarray:
         """Return the visual tokens that each layer computed on: int64, (layers, samples).

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from numbers import Integral, Real
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
-from ..checks import require
-from ..engine import Engine, engine_of
-from ..engine.record import Record
-from ..fields import MAX_TOKENS
+from ..checks import shown
+from ..distributed import all_gather, is_part, is_sharded, together, whole, world_size
+from ..engine import engine_of
 from ..methods.atp import ATP
+from ..saved import tensors_of
+from .bisection import find_budgets
+from .budget_arguments import batches_of, cap, finite_number, targets
+from .counting import Counting
+from .progress import Progress
 
 __all__ = ["calibrate", "set_budget"]
-
-# A larger shift of the logits saturates every threshold at 0 or 1 in float32.
-_LIMIT = 16.0
-_STEPS = 24
-_CLOSE = 0.003  # relative to the target; less than the difference between two sets of data
 
 
 def calibrate(
@@ -30,6 +27,7 @@ def calibrate(
     target_tokens: float | Sequence[float],
     *,
     max_kept: int | None = None,
+    progress: bool | None = None,
 ) -> dict[float, float]:
     """Shift the thresholds until the mean number of kept tokens meets a budget.
 
@@ -38,6 +36,11 @@ def calibrate(
     budget: then θ_s is shifted too. With spatial pruning only, θ_s is shifted alone, to the nearest
     of the few levels it has. Needs no labels. Afterwards the model is at the last target;
     `set_budget` sets another.
+
+    Where torch.distributed is initialised, it is one calibration over the batches of all ranks:
+    each rank calls it with its own, and all end with the same shifts, those of one process with all
+    the batches. Ranks may have different numbers of batches; of a sharded model (FSDP) each needs
+    at least one.
 
     Parameters
     ----------
@@ -50,6 +53,8 @@ def calibrate(
     max_kept : int, optional
         Hard cap: a sample keeps at most this many visual tokens after any pruning step. (One more
         where a prompt ends in a visual token: the last token is always kept.)
+    progress : bool, optional
+        Whether to show a bar with the remaining time. None: if standard error is a terminal.
 
     Returns
     -------
@@ -61,7 +66,10 @@ def calibrate(
     ValueError
         If a target is out of reach: not above what the layers before the first pruning step
         compute, or above all tokens; if there are no batches, or they hold no image; if an argument
-        is of another type. The thresholds are then as they were.
+        is of another type; if ranks differ in the targets or in the heads. The thresholds are then
+        as they were.
+    RuntimeError
+        If another rank raised.
 
     Examples
     --------
@@ -70,15 +78,17 @@ def calibrate(
     >>> {target: round(mean) for target, mean in measured.items()}
     {18.0: 18, 24.0: 24}
     """
-    engine, method = _atp_of(model)
-    targets, max_kept = _targets(target_tokens), _cap(max_kept)
-    batches = _batches(batches)
+    with together():
+        method = _atp_of(model)
+        wanted, most, own = targets(target_tokens), cap(max_kept), batches_of(batches)
+    _check_ranks(model, method, wanted, most)
     before = method.runtime_state()
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        method.max_kept = max_kept
-        found = _find(model, engine, method, batches, targets)
+        method.max_kept = most
+        with Progress(progress, "Calibrating", "batch") as bar:
+            found = find_budgets(Counting(model, own, bar), method, wanted)
     except BaseException:
         method.load_runtime_state(before)
         raise
@@ -121,159 +131,51 @@ def set_budget(model: nn.Module, target_tokens: float) -> None:
     array([9])
     """
     method = engine_of(model).method
-    number = _number(target_tokens)
+    number = finite_number(target_tokens)
     if number is None:
         raise ValueError(f"target_tokens={target_tokens!r}: expected a number.")
     method.set_budget(number)
 
 
-def _number(given: object) -> float | None:
-    """Convert a number of any type to float; return None if it is no finite number."""
-    if not isinstance(given, Real) or isinstance(given, bool):
-        return None
-    try:
-        number = float(given)
-    except OverflowError:  # a whole number of hundreds of digits
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _targets(given: Any) -> list[float]:
-    several = isinstance(given, Iterable) and not isinstance(given, str | Mapping)
-    numbers = [_number(target) for target in (given if several else [given])]
-    expected = "a number, or a list of one or more"
-    require(bool(numbers) and None not in numbers, "target_tokens", given, expected)
-    return [number for number in numbers if number is not None]
-
-
-def _cap(given: Any) -> int | None:
-    if given is None:
-        return None
-    whole = isinstance(given, Integral) and not isinstance(given, bool)
-    cap = int(given) if whole else 0
-    require(
-        0 < cap <= MAX_TOKENS,
-        "max_kept",
-        given,
-        f"a whole number from 1 to {MAX_TOKENS}, or None",
-    )
-    return cap
-
-
-def _batches(given: Any) -> list[Mapping[str, Any]]:
-    expected = "dicts of the model's arguments, such as [processor(...), processor(...)]"
-    if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
+def _atp_of(model: nn.Module) -> ATP:
+    method = engine_of(model).method
+    if not isinstance(method, ATP):
         raise ValueError(
-            f"batches is a {type(given).__name__}: expected a list, or another iterable, of "
-            f"{expected}."
-        )
-    batches = list(given)
-    if not batches:
-        raise ValueError("batches is empty: expected at least one dict of the model's arguments.")
-    for n, batch in enumerate(batches):
-        if not isinstance(batch, Mapping):
-            raise ValueError(
-                f"batches[{n}] is a {type(batch).__name__}: expected a dict of the model's "
-                "arguments."
-            )
-        for name in batch:
-            if not isinstance(name, str):
-                raise ValueError(
-                    f"batches[{n}] has the key {name!r}: expected names of arguments of the model."
-                )
-    return batches
-
-
-def _atp_of(model: nn.Module) -> tuple[Engine, ATP]:
-    engine = engine_of(model)
-    if not isinstance(engine.method, ATP):
-        raise ValueError(
-            f"The model is wrapped with {type(engine.method).__name__}, which has no thresholds to "
+            f"The model is wrapped with {type(method).__name__}, which has no thresholds to "
             "calibrate: expected ATP."
         )
-    return engine, engine.method
+    return method
 
 
-def _find(
-    model: nn.Module, engine: Engine, method: ATP, batches: list[Any], targets: list[float]
-) -> list[tuple[dict[str, Any], float]]:
-    """Find for each target the budget that meets it, and measure its mean."""
-
-    def count(redundant: float, spatial: float) -> float:
-        method.shifts = [redundant, spatial]
-        return _mean_tokens(model, engine, batches)
-
-    most, least = count(-_LIMIT, -_LIMIT), count(_LIMIT, _LIMIT)
-    grids_alone = count(_LIMIT, 0.0)
-    found = []
-    for target in targets:
-        if not least < target <= most:
+def _check_ranks(model: nn.Module, method: ATP, wanted: list[float], most: int | None) -> None:
+    """Check that all ranks calibrate the same heads to the same targets; if not, each raises."""
+    if world_size() == 1:
+        return
+    heads = tensors_of(method).values()
+    # Heads among the shards of FSDP's first version or of ZeRO-3 cannot be compared.
+    comparable = not is_sharded(model) or any(is_part(value) for value in heads)
+    norms = [float(whole(value).double().norm()) for value in heads] if comparable else []
+    given = {
+        "target_tokens": wanted,
+        "max_kept": most,
+        "the configuration": method.config,
+        "what was calibrated before": method.budgets,
+    }
+    told = all_gather((given, norms))
+    first, first_norms = told[0]
+    for rank, (theirs, _) in enumerate(told):
+        for name, value in first.items():
+            if theirs[name] != value:
+                raise ValueError(
+                    f"{name} is {shown(value)} on rank 0 and {shown(theirs[name])} on rank {rank}: "
+                    "all ranks are calibrated as one, so every rank needs the same."
+                )
+    for rank, (_, theirs_norms) in enumerate(told):
+        pairs = zip(first_norms, theirs_norms, strict=True)
+        # Copies that were trained alike may differ by rounding.
+        if not all(math.isclose(*pair, rel_tol=1e-4) for pair in pairs):
             raise ValueError(
-                f"target_tokens={target}: on these batches more than {least:.1f} (the layers "
-                f"before the first step, and what is never dropped) and up to {most:.1f} can be "
-                "reached."
+                f"The heads of rank {rank} are not those of rank 0, and all ranks are calibrated "
+                "as one: set the same seed before tokenprune.wrap, load saved heads, or put the "
+                "model in DistributedDataParallel first, which copies rank 0's."
             )
-        if "redundant" not in method.config.prunings:
-            _, spatial, measured = _bisect(lambda shift: count(0.0, shift), target)
-            shifts = [0.0, spatial]
-        else:
-            spatial = 0.0
-            if grids_alone > target:
-                # Thin out the grids first, then fill up.
-                spatial, _, _ = _bisect(lambda shift: count(_LIMIT, shift), target)
-
-            def beside_grids(shift: float, grids: float = spatial) -> float:
-                return count(shift, grids)
-
-            _, redundant, measured = _bisect(beside_grids, target)
-            shifts = [redundant, spatial]
-        budget = {"tokens": target, "shifts": shifts, "max_kept": method.max_kept}
-        found.append((budget, measured))
-    return found
-
-
-def _bisect(count: Callable[[float], float], target: float) -> tuple[float, float, float]:
-    """Find where a decreasing count meets a target.
-
-    Returns
-    -------
-    tuple
-        A shift at which the count is at most the target, the shift at which it is closest to it,
-        and the count there.
-    """
-    low, high = -_LIMIT, _LIMIT
-    # Most shifts lie within ±1: probe there first.
-    probes = [-1.0, 1.0]
-    best, best_count = 0.0, float("inf")
-    for _ in range(_STEPS):
-        inside = [shift for shift in probes if low < shift < high]
-        shift = inside[0] if inside else (low + high) / 2
-        found = count(shift)
-        if abs(found - target) < abs(best_count - target):
-            best, best_count = shift, found
-        if abs(found - target) <= _CLOSE * target:
-            break
-        low, high = (shift, high) if found > target else (low, shift)
-    return (best if best_count <= target else high), best, best_count
-
-
-@torch.no_grad()
-def _mean_tokens(model: nn.Module, engine: Engine, batches: list[Any]) -> float:
-    """Measure the visual tokens per image, mean over all layers and all rows with images."""
-    kept, images = 0.0, 0.0
-
-    def count(record: Record) -> None:
-        nonlocal kept, images
-        visual = record.layout.mask
-        kept += float((record.alive() & visual).sum()) / record.num_layers
-        images += float((record.layout.image.amax(dim=1) + 1).sum())
-
-    engine.trackers.append(count)
-    try:
-        for batch in batches:
-            model(**{**batch, "use_cache": False})
-    finally:
-        engine.trackers.remove(count)
-    if not images:
-        raise ValueError("batches hold no image: expected prompts with images.")
-    return kept / images

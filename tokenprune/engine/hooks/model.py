@@ -32,6 +32,12 @@ class ModelHooks(Hooks):
         check_not_exported()
         engine = self.engine
         calls.pop(engine)  # an interrupt may have left one
+        if getattr(model, "_is_replica", False):
+            raise RuntimeError(
+                "torch.nn.DataParallel runs copies of the model on several devices, and pruning is "
+                "at work in one only: start one process for each device (torchrun, accelerate "
+                "launch), or let the process see one alone (CUDA_VISIBLE_DEVICES=0)."
+            )
         if engine.training and engine.method.trainable and torch.is_grad_enabled():
             check_heads(getattr(model, ATTRIBUTE, None))
         given = bind(engine.anatomy.model_signature, args, kwargs)
