@@ -1,7 +1,12 @@
 """transformers' Trainer: a run that is killed and resumed goes on as if it had not been."""
 
 import copy
+import logging
+import signal
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,7 +31,7 @@ RUNTIME = {
 }
 
 
-def trainer(model, folder, callbacks=(), **options):
+def trainer(model, folder, callbacks=(), parts=("heads",), **options):
     arguments = transformers.TrainingArguments(
         output_dir=str(folder),
         max_steps=STEPS,
@@ -40,7 +45,7 @@ def trainer(model, folder, callbacks=(), **options):
         use_cpu=True,
         **options,
     )
-    tp.train_only_heads(model)
+    tp.trainable(model, *parts)
     return transformers.Trainer(
         model,
         arguments,
@@ -153,3 +158,114 @@ def test_what_is_calibrated_decides_the_loss(tmp_path):
         ran.train()
         found.append(losses(ran))
     assert found[0] != found[1]
+
+
+def test_checkpoints_of_heads_hold_them_alone(tmp_path, caplog):
+    """And the run resumes from them, without a word about keys that are missing."""
+    run = tmp_path / "run"
+    method(model := atp_llava()).load_runtime_state(RUNTIME)
+    whole = trainer(model, run, [tp.TrainerCallback()])
+    whole.train()
+    checkpoint = run / f"checkpoint-{KILLED}"
+    assert not (checkpoint / "config.json").exists()
+    assert (checkpoint / "model.safetensors").stat().st_size < 100
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        resumed = trainer(others(), run, [tp.TrainerCallback()])
+        resumed.train(resume_from_checkpoint=True)
+        model = others()
+        resumed = trainer(model, run, [tp.TrainerCallback()])
+        resumed.train(resume_from_checkpoint=str(checkpoint))
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert not [record for record in caplog.records if "keys" in record.getMessage()]
+    assert losses(resumed) == losses(whole)
+    for name, value in heads(whole.model).items():
+        assert torch.equal(heads(model)[name], value), name
+    for save in (resumed.save_model, model.save_pretrained):
+        save(folder := tmp_path / save.__name__)
+        assert (folder / "model.safetensors").stat().st_size > 50_000
+        assert torch.equal(run_alone(tp.from_pretrained(folder)), run_alone(model))
+    with pytest.raises(FileNotFoundError, match=r"holds the pruning alone.*tokenprune\.wrap"):
+        tp.from_pretrained(checkpoint)
+    fresh = tp.wrap(tp.unwrap(others()), run / f"checkpoint-{STEPS}")
+    assert torch.equal(run_alone(fresh), run_alone(model))
+
+
+def run_alone(model):
+    model.eval()
+    with torch.no_grad():
+        return model(**labelled()).logits
+
+
+def test_checkpoints_of_more_than_heads_hold_the_model(tmp_path):
+    ran = trainer(model := atp_llava(), tmp_path, [tp.TrainerCallback()])
+    model.lm_head.requires_grad_(True)
+    ran.train()
+    checkpoint = tmp_path / f"checkpoint-{STEPS}"
+    assert (checkpoint / "model.safetensors").stat().st_size > 50_000
+    assert torch.equal(run_alone(tp.from_pretrained(checkpoint)), run_alone(model))
+
+
+class Reporter(transformers.TrainerCallback):
+    """In the place of TensorBoard's or others'."""
+
+    def __init__(self):
+        self.logs = []
+
+    def on_log(self, args, state, control, logs, **_):
+        self.logs.append(dict(logs))
+
+
+def test_logs_say_what_is_kept(tmp_path):
+    reporter = Reporter()
+    ran = trainer(atp_llava(), tmp_path, [tp.TrainerCallback(), reporter])
+    ran.train()
+    entries = [logs for logs in reporter.logs if "loss" in logs]
+    assert len(entries) == STEPS
+    names = {name for name in entries[0] if name.startswith("tokenprune/")}
+    thresholds = {f"tokenprune/layer_{n}/threshold_{k}" for n in (1, 3) for k in (0, 1)}
+    terms = {f"tokenprune/{name}" for name in ("kept_tokens", "lm", "atp", "target")}
+    assert names == thresholds | terms
+    for entry, history in zip(entries, ran.state.log_history, strict=False):
+        assert {name: history[name] for name in names} == {name: entry[name] for name in names}
+        budget = 0.01 * entry["tokenprune/atp"] + 4 * entry["tokenprune/target"]
+        assert entry["loss"] == pytest.approx(entry["tokenprune/lm"] + budget, abs=1e-3)
+        assert 12 < entry["tokenprune/kept_tokens"] < 36
+    assert all(0 < entry[name] < 1 for entry in entries for name in thresholds)
+
+
+def test_a_loss_without_the_terms_is_refused(tmp_path):
+    ran = trainer(atp_llava(), tmp_path, [tp.TrainerCallback()], label_smoothing_factor=0.1)
+    with pytest.raises(ValueError, match=r"not in it.*leave out label_smoothing_factor"):
+        ran.train()
+
+
+KILLED_RUN = """
+import os, signal, sys
+import tokenprune as tp, transformers
+from tests.test_resumed_trainer import RUNTIME, KILLED, atp_llava, method, trainer
+
+class Kill(transformers.TrainerCallback):
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == KILLED + 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+method(model := atp_llava()).load_runtime_state(RUNTIME)
+trainer(model, sys.argv[1], [tp.TrainerCallback(), Kill()]).train()
+"""
+
+
+def test_a_run_that_was_killed_resumes(tmp_path):
+    command = [sys.executable, "-c", KILLED_RUN, str(tmp_path / "killed")]
+    ended = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, check=False)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()[-2000:]
+    method(model := atp_llava()).load_runtime_state(RUNTIME)
+    whole = trainer(model, tmp_path / "whole", [tp.TrainerCallback()])
+    whole.train()
+    resumed = trainer(others(), tmp_path / "killed", [tp.TrainerCallback()])
+    resumed.train(resume_from_checkpoint=True)
+    assert losses(resumed)[KILLED:] == losses(whole)[KILLED:]
+    for name, value in heads(whole.model).items():
+        assert torch.equal(heads(resumed.model)[name], value), name

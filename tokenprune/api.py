@@ -126,7 +126,7 @@ def wrap(model: Model, method: MethodConfig | Method | str | Path | None = None)
     if heads is not None:
         heads.load_into(engine.method)
     attach(engine, model)
-    cover_save_pretrained(model)
+    cover_save_pretrained(given)
     _log.info("Wrapped %s: %r", type(model).__name__, engine)
     return given
 
@@ -165,7 +165,7 @@ def unwrap(model: Model) -> Model:
     """
     base = base_model_of(model)
     detach(engine_of(model), base)
-    uncover_save_pretrained(base)
+    uncover_save_pretrained(model)
     _log.info("Unwrapped %s", type(base).__name__)
     return model
 

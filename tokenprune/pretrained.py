@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ def from_pretrained(source: str | Path, **options: Any) -> Any:
     [9]
     """
     from transformers import AutoModelForImageTextToText
+    from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME
 
     heads = find_heads(source, options)
     if heads is None:
@@ -61,6 +63,14 @@ def from_pretrained(source: str | Path, **options: Any) -> Any:
             f"{shown(str(source))} has no {HEADS}: expected a folder or hub id that "
             "model.save_pretrained of a wrapped model wrote. For a model without saved pruning, "
             "call its own from_pretrained, then tokenprune.wrap."
+        )
+    if os.path.isdir(source) and not any(
+        os.path.isfile(os.path.join(source, name)) for name in (CONFIG_NAME, ADAPTER_CONFIG_NAME)
+    ):
+        raise FileNotFoundError(
+            f"{shown(str(source))} holds the pruning alone, as save_heads and the checkpoints of a "
+            "Trainer that trains nothing else do: load the model they were trained for by its own "
+            "from_pretrained, then call tokenprune.wrap(model, folder)."
         )
     model = AutoModelForImageTextToText.from_pretrained(source, **options)
     return wrap(model, heads.parent)

@@ -103,6 +103,10 @@ class Engine(nn.Module):
         there, or None.
     warns_without_heads : bool
         Whether loading a state dict without heads warns.
+    loss_by_tokens : bool
+        Whether the loss that trains is the mean of what the answers' tokens have in the output.
+    checkpoints_in : str, optional
+        The folder in which a Trainer saves checkpoints that may hold the heads alone.
     """
 
     def __init__(
@@ -125,6 +129,8 @@ class Engine(nn.Module):
         self.handles: list[RemovableHandle] = []
         self.instance_methods: dict[str, Callable[..., Any] | None] = {}
         self.warns_without_heads = True
+        self.loss_by_tokens = False
+        self.checkpoints_in: str | None = None
 
     def publish(self, record: Record, streamer: Any = None) -> None:
         """Keep the record of a prefill, of a ``generate`` with this streamer, and hand it on."""

@@ -9,7 +9,14 @@ from torch import nn
 
 from ..distributed import is_fsdp
 
-__all__ = ["base_model_of", "check_heads", "check_not_parallel", "peft_layers", "without_ddp"]
+__all__ = [
+    "base_model_of",
+    "check_heads",
+    "check_not_parallel",
+    "peft_layers",
+    "transformers_and_peft",
+    "without_ddp",
+]
 
 # The child that holds the model: in torch.compile's wrapper, in FSDP's, and in DDP's.
 _CHILDREN = ("_orig_mod", "_fsdp_wrapped_module", "module")
@@ -31,6 +38,12 @@ def base_model_of(model: Any) -> Any:
     """
     *_, base = _layers(model)
     return base
+
+
+def transformers_and_peft(model: Any) -> list[Any]:
+    """Return the transformers model inside all wrappers, and PEFT's models around it."""
+    *around, base = _layers(model)
+    return [*(each for each in around if hasattr(type(each), "get_base_model")), base]
 
 
 def _layers(model: Any) -> Iterator[Any]:

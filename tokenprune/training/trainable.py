@@ -9,6 +9,7 @@ from torch import nn
 
 from ..checks import shown
 from ..engine import ATTRIBUTE, Engine, base_model_of, engine_of, peft_layers
+from ..saving import cover_save_pretrained
 
 __all__ = ["train_only_heads", "trainable"]
 
@@ -19,7 +20,8 @@ def trainable(model: nn.Module, *parts: str) -> list[nn.Parameter]:
     """Train these parts of the model and freeze all others, in place.
 
     Call it after `peft.get_peft_model`, which freezes whatever it did not add, and before the
-    model is wrapped in DDP or FSDP and the optimiser is made. `unwrap` restores every parameter's
+    model is wrapped in DDP or FSDP and the optimiser is made. From then on the PEFT model's
+    ``save_pretrained`` writes the heads beside its adapters. `unwrap` restores every parameter's
     ``requires_grad``.
 
     Parameters
@@ -60,6 +62,7 @@ def trainable(model: nn.Module, *parts: str) -> list[nn.Parameter]:
         raise ValueError(f"{type(engine.method).__name__} has no parameters: nothing to train.")
     if "lora" in parts:
         _check_adapters(base, layers)
+    cover_save_pretrained(model)  # PEFT's too, which `wrap` may not have seen
     _remember(engine, base)
     base.requires_grad_(False)
     engine.trains = frozenset(parts)

@@ -77,6 +77,7 @@ class ModelHooks(Hooks):
             engine.latest.losses = losses
             return None
         lm = output[0]
+        _add_to_tokens(output, extra, engine.loss_by_tokens)
         total = lm + (extra * share).to(lm.device, lm.dtype)
         engine.latest.losses = {"lm": lm, **losses, "total": total}
         return _with_loss(output, total)
@@ -127,6 +128,25 @@ def _with_loss(output: Any, loss: Tensor) -> Any:
         return (loss, *output[1:])
     output["loss"] = loss
     return output
+
+
+def _add_to_tokens(output: Any, extra: Tensor, wanted: bool) -> None:
+    """Add the terms to each answer token's loss, where TRL's trainers read that alone.
+
+    Whatever they divide the sum over tokens by, the terms then have the batch's share.
+    """
+    log_probs, mask = getattr(output, "log_probs", None), getattr(output, "label_mask", None)
+    if log_probs is None or mask is None:
+        return
+    if wanted:
+        output["log_probs"] = log_probs - extra.to(log_probs.device, log_probs.dtype) * mask
+    else:
+        warnings.warn(
+            "TRL computes its loss from log-probabilities, so the pruning's terms are not in it, "
+            "and heads train without a budget. Give SFTTrainer a tokenprune.TrainerCallback(); in "
+            "other trainers, add tokenprune.losses(model) to the loss.",
+            stacklevel=2,
+        )
 
 
 def _warn_if_frozen(engine: Engine) -> None:
