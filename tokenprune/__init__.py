@@ -34,10 +34,11 @@ if TYPE_CHECKING:
     from .hub import push_heads
     from .io import load_heads, save_heads
     from .layout import VisualLayout
-    from .measure import PruneStats, draw
+    from .measure import Explanation, PruneStats, draw, explain
     from .methods import (
         ATPConfig,
         Context,
+        Criterion,
         DivPruneConfig,
         DownsampleConfig,
         FastVConfig,
@@ -61,8 +62,10 @@ if TYPE_CHECKING:
 __all__ = [
     "ATPConfig",
     "Context",
+    "Criterion",
     "DivPruneConfig",
     "DownsampleConfig",
+    "Explanation",
     "FastVConfig",
     "IDSelectionConfig",
     "MatryoshkaConfig",
@@ -87,6 +90,7 @@ __all__ = [
     "__version__",
     "calibrate",
     "draw",
+    "explain",
     "from_pretrained",
     "is_wrapped",
     "load_heads",

@@ -36,7 +36,7 @@ class Fixed(ATP):
 
     def select(self, context: tp.Context) -> tp.Selection:
         """Keep the same number in each row, by the same heads' margins."""
-        margin, redundant, thresholds = self.margins(context)
+        margin, redundant, thresholds, _ = self.margins(context)
         count = round(self.counts[context.step])
         keep = highest(margin, context.layout.mask, count)
         return tp.Selection(keep=keep, scores=redundant, thresholds=thresholds.detach())

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..layout import VisualLayout
+from ..methods.context import Context, Criterion, Received, Selection
 from .survivors import Survivors
 
-__all__ = ["Decision", "Record"]
+__all__ = ["Basis", "Decision", "Record"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,56 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class Basis:
+    """What one pruning step decided by: tensors that it made anyway, so keeping them costs nothing.
+
+    A token here is one of those that the step decided among.
+
+    Attributes
+    ----------
+    positions : int64, (batch, tokens)
+        Index of each token in the sequence as it was given.
+    among : bool, (batch, tokens)
+        The visual tokens.
+    criteria : tuple of Criterion
+    max_kept : int, optional
+        See `Selection.max_kept`.
+    received : dict
+        Name of a query group → the attention that each token received from it at the layer.
+    """
+
+    positions: Tensor
+    among: Tensor
+    criteria: tuple[Criterion, ...]
+    max_kept: int | None
+    received: dict[str, Received]
+
+    @classmethod
+    def of(cls, context: Context, selection: Selection) -> Basis:
+        """Keep what explains a step.
+
+        A selection without criteria is explained by its scores, if it has any, and its result.
+        """
+        criteria = selection.criteria
+        if not criteria:
+            criteria = (Criterion("the method's own rule", selection.scores, met=selection.keep),)
+        return cls(
+            positions=context.positions,
+            among=context.layout.mask,
+            criteria=tuple(_detached(criterion) for criterion in criteria),
+            max_kept=selection.max_kept,
+            # That of each text token on its own is as large as a layer's attention map.
+            received={name: r for name, r in context.received.items() if name != "each"},
+        )
+
+
+def _detached(criterion: Criterion) -> Criterion:
+    """Let go of the graph, which would otherwise live until the next pass."""
+    values = {name: value for name, value in vars(criterion).items() if isinstance(value, Tensor)}
+    return replace(criterion, **{name: value.detach() for name, value in values.items()})
+
+
+@dataclass(frozen=True)
 class Record:
     """One pass with visual tokens.
 
@@ -49,13 +100,22 @@ class Record:
     present : bool, (batch, length), optional
         False at padding. None: there is none.
     decisions : tuple of Decision
+    bases : tuple of Basis
+        One for each decision.
     num_layers : int
+    method : str
+        Name of the method's class.
+    revives : bool
+        Whether each step decided about the tokens that were gone too.
     """
 
     layout: VisualLayout
     present: Tensor | None
     decisions: tuple[Decision, ...]
+    bases: tuple[Basis, ...]
     num_layers: int
+    method: str
+    revives: bool
 
     def alive(self) -> Tensor:
         """Return the positions, without padding, of each layer: bool, (layers, batch, length)."""

@@ -1,7 +1,8 @@
-"""Measure what pruning did: statistics, costs, pictures."""
+"""Measure what pruning did: statistics, costs, pictures, explanations."""
 
 from .draw import draw
+from .explanation import Explanation, explain
 from .stats import PruneStats
 from .track import Tracker
 
-__all__ = ["PruneStats", "Tracker", "draw"]
+__all__ = ["Explanation", "PruneStats", "Tracker", "draw", "explain"]

@@ -14,6 +14,7 @@ __all__ = [
     "NEEDS",
     "STATE_NEEDS",
     "Context",
+    "Criterion",
     "Received",
     "Selection",
     "Tower",
@@ -131,6 +132,35 @@ class Context:
 
 
 @dataclass(frozen=True)
+class Criterion:
+    """One ground on which visual tokens stay, for `tokenprune.explain` to state.
+
+    A token meets it if its score is above `threshold`, or among the `limit` highest (of equal ones
+    the earlier), or, where there is neither, if `met` says so. Nothing is decided by it.
+
+    Attributes
+    ----------
+    name : str
+        In a few words, such as "attention of the prompt's last token".
+    scores : float, (batch, tokens), optional
+    threshold : float, (batch, 1), optional
+    limit : number, (batch, 1), or int, optional
+    met : bool, (batch, tokens), optional
+
+    Examples
+    --------
+    >>> tp.Criterion("norm", scores=torch.tensor([[0.2, 0.9]]), limit=1).threshold is None
+    True
+    """
+
+    name: str
+    scores: Tensor | None = None
+    threshold: Tensor | None = None
+    limit: Tensor | int | None = None
+    met: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Selection:
     """What a method decides at one pruning step.
 
@@ -150,6 +180,11 @@ class Selection:
     hidden_states : Tensor, (batch, tokens, hidden_size), optional
         The tokens' hidden states from here on, for methods that merge what they drop into what
         they keep. None: unchanged.
+    criteria : tuple of Criterion
+        What `keep` was decided by, for `tokenprune.explain`: a token stays that meets any of them.
+        Empty: explanations state the scores, and that the rule is the method's own.
+    max_kept : int, optional
+        Of the tokens that meet a criterion, at most so many stay: those farthest above a threshold.
 
     Examples
     --------
@@ -163,6 +198,8 @@ class Selection:
     thresholds: Tensor | None = None
     keep_text: Tensor | None = None
     hidden_states: Tensor | None = None
+    criteria: tuple[Criterion, ...] = ()
+    max_kept: int | None = None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..config import RankingConfig
 from ..fields import BEFORE_DECODER, checked, layer_number
 from .base import Method
-from .context import Context, Selection
+from .context import Context, Criterion, Selection
 from .registry import register_method
 from .selecting import greedily, max_count, row_of, token_counts
 
@@ -49,7 +49,8 @@ class DivPrune(Method):
         visual = context.layout.mask
         count = token_counts(self.config.keep, context.layout.counts())
         steps = max_count(self.config.keep, visual.shape[1])
-        return Selection(keep=most_diverse(context.hidden_states, visual, count, steps))
+        keep = most_diverse(context.hidden_states, visual, count, steps)
+        return Selection(keep=keep, criteria=(Criterion("farthest from those taken", met=keep),))
 
 
 def most_diverse(features: Tensor, among: Tensor, count: Tensor, steps: int) -> Tensor:

@@ -46,6 +46,7 @@ class FastV(RankingMethod):
     """
 
     needs = frozenset({"last"})
+    score_name = "attention of the prompt's last token"
 
     def score(self, context: Context) -> Tensor:
         """Return the attention received from the prompt's last token."""

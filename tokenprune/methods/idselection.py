@@ -10,7 +10,7 @@ from torch import Tensor
 from ..config import RankingConfig
 from ..fields import checked, number
 from .base import Method
-from .context import Context, Selection
+from .context import Context, Criterion, Selection
 from .registry import register_method
 from .selecting import greedily, max_count, row_of, token_counts
 
@@ -55,7 +55,9 @@ class IDSelection(Method):
         count = token_counts(self.config.keep, context.layout.counts())
         steps = max_count(self.config.keep, visual.shape[1])
         keep = suppressing(scores, context.hidden_states, visual, count, steps, self.config.gamma)
-        return Selection(keep=keep, scores=scores)
+        # The rank alone does not say who is taken: tokens like those taken before lose score.
+        taken = Criterion("importance where not suppressed", scores, met=keep)
+        return Selection(keep=keep, scores=scores, criteria=(taken,))
 
 
 def suppressing(

@@ -7,7 +7,7 @@ from einops import repeat
 from torch import Tensor
 
 from ..layout import VisualLayout
-from .context import Selection
+from .context import Criterion, Selection
 
 __all__ = ["group_means", "pooled"]
 
@@ -38,7 +38,11 @@ def pooled(hidden: Tensor, layout: VisualLayout, cell_row: Tensor, cell_col: Ten
 
     means = group_means(hidden, placed, number)
     means = means.gather(1, repeat(number, "b t -> b t d", d=hidden.shape[-1]))
-    return Selection(keep=first, hidden_states=torch.where(placed[..., None], means, hidden))
+    return Selection(
+        keep=first,
+        hidden_states=torch.where(placed[..., None], means, hidden),
+        criteria=(Criterion("first of its cell", met=first),),
+    )
 
 
 def group_means(hidden: Tensor, members: Tensor, group: Tensor) -> Tensor:

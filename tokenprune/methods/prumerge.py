@@ -12,7 +12,7 @@ from torch import Tensor
 from ..config import PreDecoderConfig
 from ..fields import MAX_TOKENS, boolean, budget, checked, integer, optional
 from .base import Method
-from .context import Context, Selection
+from .context import Context, Criterion, Selection
 from .registry import register_method
 from .selecting import evenly, highest, token_counts
 
@@ -68,8 +68,11 @@ class PruMerge(Method):
             best = (count / 4).round().long().clamp(min=1) if config.plus else count
             more = count - best
         keep = highest(attention, visual, best)
+        criteria = [Criterion("attention of the class token", attention, limit=best)]
         if config.plus:
-            keep = keep | evenly(visual & ~keep, more)
+            spaced = evenly(visual & ~keep, more)
+            criteria.append(Criterion("one of those spaced evenly", met=spaced))
+            keep = keep | spaced
         gone = visual & ~keep
 
         keys = F.normalize(rearrange(context.tower.keys, "b t h d -> b t (h d)"), dim=-1)
@@ -84,7 +87,9 @@ class PruMerge(Method):
         added = weight @ torch.where(gone[..., None], states, 0.0)
         merged = (states + added).to(context.hidden_states.dtype)
         hidden = torch.where(keep[..., None], merged, context.hidden_states)
-        return Selection(keep=keep, scores=attention, hidden_states=hidden)
+        return Selection(
+            keep=keep, scores=attention, hidden_states=hidden, criteria=tuple(criteria)
+        )
 
 
 def outliers(scores: Tensor, among: Tensor) -> Tensor:

@@ -50,6 +50,7 @@ class PyramidDrop(RankingMethod):
     """
 
     needs = frozenset({"last"})
+    score_name = "attention of the prompt's last token"
 
     def score(self, context: Context) -> Tensor:
         """Return the attention received from the prompt's last token."""

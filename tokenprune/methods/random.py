@@ -64,6 +64,8 @@ class RandomConfig(MultiLayerConfig):
 class Random(RankingMethod):
     """Keep visual tokens chosen at random."""
 
+    score_name = "random number"
+
     def __init__(self, config: RandomConfig | None = None) -> None:
         super().__init__(config)
         self._generator = torch.Generator().manual_seed(self.config.seed)

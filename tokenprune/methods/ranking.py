@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..config import RankingConfig
 from .base import Method
-from .context import Context, Selection
+from .context import Context, Criterion, Selection
 from .selecting import at_step, highest, token_counts
 
 __all__ = ["RankingMethod"]
@@ -17,7 +17,8 @@ __all__ = ["RankingMethod"]
 class RankingMethod(Method):
     """A method that keeps the tokens with the highest scores.
 
-    A subclass defines `score`, and names in `needs` what that reads. Registered without a
+    A subclass defines `score`, and names in `needs` what that reads; `score_name` is what
+    `tokenprune.explain` calls it. Registered without a
     configuration, it gets its own subclass of `tokenprune.RankingConfig` as ``Config``. A
     configuration of its own has a field ``keep``.
 
@@ -37,6 +38,7 @@ class RankingMethod(Method):
     """
 
     Config: ClassVar[Any] = RankingConfig
+    score_name: ClassVar[str] = "score"
 
     def score(self, context: Context) -> Tensor:
         """Return how much each token matters.
@@ -72,4 +74,9 @@ class RankingMethod(Method):
                 f"{type(self).__name__}.score returned the shape {tuple(scores.shape)}: expected "
                 f"(batch, tokens), which is {tuple(visual.shape)} here."
             )
-        return Selection(keep=highest(scores, visual, self.counts(context)), scores=scores)
+        counts = self.counts(context)
+        return Selection(
+            keep=highest(scores, visual, counts),
+            scores=scores,
+            criteria=(Criterion(self.score_name, scores, limit=counts),),
+        )

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..config import RankingConfig
 from ..fields import BEFORE_DECODER, checked, layer_number
 from .base import Method
-from .context import Context, Selection
+from .context import Context, Criterion, Selection
 from .registry import register_method
 from .selecting import share_of
 
@@ -73,4 +73,5 @@ class Uniform(Method):
         share = share_of(self.config.keep, layout.counts())
         rows = middle(layout.row, layout.height, share)
         cols = middle(layout.col, layout.width, share)
-        return Selection(keep=layout.mask & (layout.row >= 0) & rows & cols)
+        keep = layout.mask & (layout.row >= 0) & rows & cols
+        return Selection(keep=keep, criteria=(Criterion("middle of its cell", met=keep),))

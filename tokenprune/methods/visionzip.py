@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from ..config import PreDecoderConfig
 from ..fields import budget, checked, number
 from .base import Method
-from .context import Context, Selection
+from .context import Context, Criterion, Selection
 from .pooling import group_means
 from .registry import register_method
 from .selecting import evenly, highest, token_counts
@@ -54,7 +54,8 @@ class VisionZip(Method):
         visual, hidden = context.layout.mask, context.hidden_states
         count = token_counts(self.config.keep, context.layout.counts())
         merged = (count * self.config.contextual).round().long()
-        dominant = highest(context.tower.attention, visual, count - merged)
+        attention, most = context.tower.attention, count - merged
+        dominant = highest(attention, visual, most)
         rest = visual & ~dominant
         targets = evenly(rest, merged)
         # The authors' metric: the mean of the heads' keys.
@@ -65,6 +66,10 @@ class VisionZip(Method):
         means = group_means(hidden, rest, own)
         return Selection(
             keep=dominant | targets,
-            scores=context.tower.attention,
+            scores=attention,
             hidden_states=torch.where(targets[..., None], means, hidden),
+            criteria=(
+                Criterion("attention of the class token", attention, limit=most),
+                Criterion("target of a merge", met=targets),
+            ),
         )

@@ -33,6 +33,9 @@ class CoreHooks(Hooks):
         first = patches = None
         candidates = 0
         has_images = engine.adapter.has_images(inputs)
+        if has_images:
+            # If this call fails, or is paused, what an earlier one did must not pass for its own.
+            engine.latest.record = None
         calls.check_images_arrive(call, has_images)
         prunes, cache = has_images and not calls.is_paused(engine), cache_in(inputs.values())
         observe_changed(engine, required=prunes or caches.is_pruned(cache))

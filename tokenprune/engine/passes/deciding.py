@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...methods.context import ATTENTION_NEEDS, Context, Received, Selection, Tower
-from ..record import Decision, Record
+from ..record import Basis, Decision, Record
 from ..vision_tower import TowerAttention, read_tower
 from .base import Pass
 from .facts import PassFacts
@@ -42,6 +42,7 @@ class DecidingPass(Pass):
         self.first = self.stage = first
         self.departure = departure_of(facts.method, first)
         self.decisions: list[Decision] = []
+        self._bases: list[Basis] = []
         self._patches = patches
         self._memory: Any = None
         self._tower: Tower | None = None
@@ -146,7 +147,9 @@ class DecidingPass(Pass):
         # Autocast would run the thresholds in half precision.
         with torch.autocast(hidden.device.type, enabled=False):
             selection = method.select(context)
-        return self.apply(layer, candidates, selection, states, hidden)
+        output = self.apply(layer, candidates, selection, states, hidden)
+        self._bases.append(Basis.of(context, selection))
+        return output
 
     def _context(self, step: int, layer: int, stage: Stage, hidden: Tensor) -> Context:
         weight = self.shown_weight(stage)
@@ -170,4 +173,13 @@ class DecidingPass(Pass):
     def record(self) -> Record:
         """See `Pass.record`."""
         first = self.first
-        return Record(first.layout, first.present, tuple(self.decisions), self.facts.num_layers)
+        method = self.facts.method
+        return Record(
+            layout=first.layout,
+            present=first.present,
+            decisions=tuple(self.decisions),
+            bases=tuple(self._bases),
+            num_layers=self.facts.num_layers,
+            method=type(method).__name__,
+            revives=method.revives,
+        )

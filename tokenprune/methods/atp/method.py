@@ -11,7 +11,7 @@ from ...checks import is_number, require, shown
 from ...config import ModelFacts
 from ...fields import MAX_TOKENS, integer, number, optional, tuple_of
 from ..base import Method
-from ..context import Context, Selection, Trace
+from ..context import Context, Criterion, Selection, Trace
 from ..registry import register_method
 from ..selecting import highest
 from .config import LARGEST_SHIFT, ATPConfig
@@ -103,7 +103,7 @@ class ATP(Method):
     def select(self, context: Context) -> Selection:
         """Compare the scores with this step's thresholds."""
         config, layout = self.config, context.layout
-        margin, redundant, thresholds = self.margins(context)
+        margin, redundant, thresholds, criteria = self.margins(context)
         keep = layout.mask & (margin > 0)
         if self.max_kept is not None:
             keep = highest(margin, keep, self.max_kept)
@@ -122,9 +122,11 @@ class ATP(Method):
             scores=redundant,
             thresholds=thresholds.detach(),
             keep_text=text,
+            criteria=criteria,
+            max_kept=self.max_kept,
         )
 
-    def margins(self, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+    def margins(self, context: Context) -> tuple[Tensor, Tensor, Tensor, tuple[Criterion, ...]]:
         """Compute how far each token lies above the threshold that it is nearest to passing.
 
         Returns
@@ -133,6 +135,8 @@ class ATP(Method):
             The larger of S_r − θ_r and S_s − θ_s, and S_r.
         thresholds : float32, (batch, 2)
             θ_r and θ_s.
+        criteria : tuple of Criterion
+            Of the prunings that are on: either lets a token stay.
         """
         config, weight = self.config, context.weight
         visual, prompt = context.received["visual"], context.received["prompt"]
@@ -154,13 +158,18 @@ class ATP(Method):
         # Infinite logits would pass as thresholds of 0 or 1.
         thresholds = torch.where(logits.isfinite(), logits.sigmoid(), torch.nan)
 
-        margins = []
-        if "redundant" in config.prunings:
-            margins.append(redundant - thresholds[:, :1])
-        if "spatial" in config.prunings:
-            margins.append(places.spatial.gather(1, context.positions) - thresholds[:, 1:])
+        scores = {
+            "redundant": redundant,
+            "spatial": places.spatial.gather(1, context.positions),
+        }
+        margins, criteria = [], []
+        for column, (name, score) in enumerate(scores.items()):
+            if name in config.prunings:
+                threshold = thresholds[:, column : column + 1]
+                margins.append(score - threshold)
+                criteria.append(Criterion(f"{name} score", score, threshold))
         margin = margins[0] if len(margins) == 1 else torch.maximum(*margins)
-        return margin, redundant, thresholds
+        return margin, redundant, thresholds, tuple(criteria)
 
     def losses(self, trace: Trace) -> dict[str, tuple[Tensor, float]]:
         """Return L_atp and L_target with their weights."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...config import MultiLayerConfig
 from ...fields import budget, checked, number, one_for_each_layer, optional
 from ..base import Method
-from ..context import Context, Selection
+from ..context import Context, Criterion, Selection
 from ..registry import register_method
 from ..selecting import at_step, highest, token_counts
 from .recycle import recycled
@@ -89,13 +89,17 @@ class SparseVLM(Method):
         else:
             count = token_counts(at_step(config.keep, context.step), total)
         keep = highest(scores, visual, count)
+        rated = Criterion("attention of the text that rates", scores, limit=count)
         if not config.recycle:
-            return Selection(keep=keep, scores=scores)
+            return Selection(keep=keep, scores=scores, criteria=(rated,))
         gone = visual & ~keep
         best = (config.recycle * gone.sum(dim=1, keepdim=True)).ceil()
         worth = highest(scores, gone, best)
         centres, hidden = recycled(context.hidden_states, worth, config.clusters)
-        return Selection(keep=keep | centres, scores=scores, hidden_states=hidden)
+        merged = Criterion("centre of a merged cluster", met=centres)
+        return Selection(
+            keep=keep | centres, scores=scores, hidden_states=hidden, criteria=(rated, merged)
+        )
 
 
 def raters(embeddings: Tensor, visual: Tensor, prompt: Tensor) -> Tensor:
