@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import tokenprune as tp
-from tokenprune.measure.draw import _check_aspect
+from tokenprune.measure.pictures import check_aspect
 
 from .support.drawing import check_panels, picture, stats_of
 from .support.tiny_llava import IMAGE, make_batch
@@ -35,7 +35,7 @@ def test_sides_that_a_processor_rounds_to_whole_tokens_are_right(rows, cols, dat
     low, high = data.draw(st.sampled_from([(-14, 13), (0, 27), (-27, 0)]))
     side = st.integers(low, high)
     height, width = (max(1, 28 * n + data.draw(side)) for n in (rows, cols))
-    _check_aspect(Image.new("L", (width, height)), rows, cols)
+    check_aspect(Image.new("L", (width, height)), rows, cols)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .hub import push_heads
     from .io import load_heads, save_heads
     from .layout import VisualLayout
-    from .measure import Explanation, PruneStats, draw, explain
+    from .measure import Explanation, PruneStats, draw, explain, report
     from .methods import (
         ATPConfig,
         Context,
@@ -98,6 +98,7 @@ __all__ = [
     "paused",
     "push_heads",
     "register_method",
+    "report",
     "save_heads",
     "set_budget",
     "stats",

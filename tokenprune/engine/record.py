@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,8 +87,9 @@ class Basis:
 
 def _detached(criterion: Criterion) -> Criterion:
     """Let go of the graph, which would otherwise live until the next pass."""
-    values = {name: value for name, value in vars(criterion).items() if isinstance(value, Tensor)}
-    return replace(criterion, **{name: value.detach() for name, value in values.items()})
+    values = vars(criterion).items()
+    tensors: dict[str, Any] = {n: v.detach() for n, v in values if isinstance(v, Tensor)}
+    return replace(criterion, **tensors)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from .draw import draw
 from .explanation import Explanation, explain
+from .report import report
 from .stats import PruneStats
 from .track import Tracker
 
-__all__ = ["Explanation", "PruneStats", "Tracker", "draw", "explain"]
+__all__ = ["Explanation", "PruneStats", "Tracker", "draw", "explain", "report"]

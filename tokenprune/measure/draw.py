@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
 from ..checks import is_whole, require
 from ..fields import BEFORE_DECODER
+from .pictures import check_aspect, is_dark, opened
 from .stats import PruneStats
 
 __all__ = ["draw"]
@@ -20,7 +20,6 @@ _CAPTION = 44
 _INK = (30, 30, 30)
 _DIM = 0.22  # contrast of a dropped token, relative to a kept one
 _PALE = 230  # what dropped tokens fade to in a bright picture; in a dark one, black
-_DARK = 128  # a picture whose mean brightness is below this is dark
 _BORDER = (255, 170, 0)  # between kept and dropped tokens of a dark picture
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
@@ -103,7 +102,7 @@ def draw(
             f"image_number={image_number}: sample {sample} has "
             f"{stats.image[sample].max() + 1} image(s), counted from 0."
         )
-    picture = _opened(image).convert("RGB")
+    picture = opened(image).convert("RGB")
     placed = here & (stats.row[sample] >= 0)
     frames, sizes = np.unique(stats.frame[sample][placed], return_counts=True)
     if not len(frames):
@@ -120,7 +119,7 @@ def draw(
     if not placed.any():
         raise ValueError(f"frame={frame}: expected one of {frames.tolist()}.")
     rows, cols = stats.grid[sample][placed][0]
-    _check_aspect(picture, int(rows), int(cols))
+    check_aspect(picture, int(rows), int(cols))
     picture = _enlarged(picture)
     panels = [(picture, name, f"{here.sum()} visual tokens")]
     for number, layer in enumerate(stats.pruning_layers):
@@ -143,51 +142,11 @@ def draw(
     return path
 
 
-def _check_aspect(picture: Image.Image, rows: int, cols: int) -> None:
-    """Raise ValueError unless the picture can have given this grid of tokens."""
-    # Processors fit both sides to whole tokens: to the nearest, or both up, or both down.
-    least = min(cols / (rows + 1), (cols - 1) / rows)
-    most = max((cols + 1) / rows, cols / (rows - 1) if rows > 1 else float("inf"))
-    if not least <= picture.width / picture.height <= most:
-        raise ValueError(
-            f"image is a picture of {picture.width} x {picture.height} pixels (width x height), "
-            f"whose tokens lie on a grid of {cols} x {rows}: expected the picture as the processor "
-            "hands it to the model. Crop or pad it likewise, or image.resize(...) it to the grid's "
-            "aspect if the processor stretches it."
-        )
-
-
 def _enlarged(picture: Image.Image) -> Image.Image:
     scale = max(1, -(-_PANEL // max(picture.size)))
     size = (picture.width * scale, picture.height * scale)
     # Integer scale and no smoothing: small images stay sharp.
     return picture.resize(size, Image.Resampling.NEAREST)
-
-
-def _opened(image: Any) -> Image.Image:
-    expected = (
-        "expected a PIL image or a uint8 array (height, width, 3) of one pixel or more, or a path."
-    )
-    if isinstance(image, str | Path):
-        # Turned as the camera says, which transformers.image_utils.load_image does too.
-        with Image.open(image) as opened:
-            return ImageOps.exif_transpose(opened)
-    if isinstance(image, Image.Image):
-        if 0 in image.size:
-            raise ValueError(
-                f"image is a picture of {image.width} x {image.height} pixels: {expected}"
-            )
-        return image
-    if not hasattr(image, "__array__"):
-        raise ValueError(f"image is a {type(image).__name__}: {expected}")
-    array = np.asarray(image)
-    # Greyscale and RGBA are read too.
-    shaped = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
-    if array.dtype != np.uint8 or not shaped or 0 in array.shape:
-        raise ValueError(
-            f"image is an array of shape {array.shape} and dtype {array.dtype}: {expected}"
-        )
-    return Image.fromarray(array)
 
 
 def _faded(picture: Image.Image, kept: np.ndarray) -> Image.Image:
@@ -203,7 +162,7 @@ def _faded(picture: Image.Image, kept: np.ndarray) -> Image.Image:
     rows = np.arange(picture.height) * kept.shape[0] // picture.height
     cols = np.arange(picture.width) * kept.shape[1] // picture.width
     mask = kept[rows[:, None], cols[None, :]]
-    dark = pixels.mean() < _DARK
+    dark = is_dark(picture)
     grey = pixels.mean(axis=2, keepdims=True) * _DIM + (0 if dark else _PALE * (1 - _DIM))
     faded = np.where(mask[..., None], pixels, grey)
     if dark:

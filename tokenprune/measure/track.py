@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from rich.table import Table
 
+from ..checks import require
 from ..distributed import all_gather, together, world_size
 from ..engine.record import Record
 from .cost import DecoderShape
+from .explanation import explanation_of
+from .kept import KeptSample, panels_of
 from .stats import PruneStats, in_words
 
 __all__ = ["Tracker"]
@@ -26,6 +32,13 @@ class Tracker:
     ----------
     shape : DecoderShape
         Of the tracked model's decoder.
+
+    Attributes
+    ----------
+    method : str
+        Name of the class of the method; empty before the first prefill.
+    samples : list of KeptSample
+        Those that `keep` was given the pictures of.
 
     Examples
     --------
@@ -43,6 +56,7 @@ class Tracker:
         self._shape = shape
         self._lock = threading.Lock()
         self._kept: list[np.ndarray] = []
+        self._count = 0
         self._columns: dict[str, list[np.ndarray]] = {
             name: []
             for name in (
@@ -55,6 +69,10 @@ class Tracker:
         }
         self._pruning_layers: tuple[int, ...] = ()
         self._synced = False
+        self.method = ""
+        self.samples: list[KeptSample] = []
+        # Each thread's last prefill, and the number of its first sample.
+        self._last = threading.local()
 
     def __repr__(self) -> str:
         """Say what was kept and saved so far, in a few lines."""
@@ -80,6 +98,9 @@ class Tracker:
                     "The model was run inside `with tokenprune.track(model) as run:` after "
                     "run.sync(): call that when the block has ended."
                 )
+            self._last.prefill = record, self._count
+            self._count += stats.kept.shape[1]
+            self.method = record.method
             self._kept.append(stats.kept)
             self._pruning_layers = stats.pruning_layers
             for name, values in self._columns.items():
@@ -113,9 +134,9 @@ class Tracker:
         with together():
             if self._synced:
                 raise RuntimeError("run.sync() was called before: this run has all ranks' samples.")
-        told = all_gather((self._pruning_layers, self._kept, self._columns))
+        told = all_gather((self._pruning_layers, self._kept, self._columns, self.samples))
         told = [rank for rank in told if rank[1]]
-        layers = {(pruned, kept[0].shape[0]) for pruned, kept, _ in told}
+        layers = {(pruned, kept[0].shape[0]) for pruned, kept, *_ in told}
         if len(layers) > 1:
             raise ValueError(
                 f"The ranks pruned differently (layers, of how many: {sorted(layers)}): expected "
@@ -123,12 +144,82 @@ class Tracker:
             )
         with self._lock:
             self._synced = True
-            self._kept = [array for _, kept, _ in told for array in kept]
+            self._kept = [array for _, kept, *_ in told for array in kept]
             self._columns = {
-                name: [array for *_, columns in told for array in columns[name]]
+                name: [array for _, _, columns, _ in told for array in columns[name]]
                 for name in self._columns
             }
+            self.samples, first = [], 0
+            for _, kept, _, samples in told:
+                self.samples += [replace(each, number=first + each.number) for each in samples]
+                first += sum(array.shape[1] for array in kept)
+            self._last = threading.local()  # what is kept now would have another number
             self._pruning_layers = told[0][0] if told else ()
+
+    def keep(self, pictures: Sequence[Any], questions: Sequence[str] | None = None) -> None:
+        """Keep the pictures of this thread's last prefill, and what became of each of its tokens.
+
+        For `tokenprune.report`: call it after a forward or ``generate``. Pictures are kept small.
+
+        Parameters
+        ----------
+        pictures : sequence
+            One for each row of the batch: a PIL image, a uint8 array (height, width, 3) or a path.
+            Of a row with several images, a sequence with one for each; of a video, a sequence with
+            one for each frame of its tokens. As the processor hands them to the model: the whole
+            picture has to lie under the grid of tokens.
+        questions : sequence of str, optional
+            One for each row. None: no text stands beside the pictures.
+
+        Raises
+        ------
+        RuntimeError
+            If this thread has run no prompt with an image inside ``track``, or has kept its last
+            one already.
+        ValueError
+            If there are not as many as rows, or a picture is not that of the tokens. Nothing is
+            kept then.
+
+        Examples
+        --------
+        >>> from PIL import Image
+        >>> model = tp.wrap(model, tp.FastVConfig(layer=1, keep=9))
+        >>> with tp.track(model) as run:
+        ...     output = model(**batch)
+        ...     run.keep([Image.new("RGB", (24, 24), "navy")], ["What is to be seen?"])
+        >>> len(run.samples)
+        1
+        """
+        record, first = getattr(self._last, "prefill", (None, 0))
+        if record is None:
+            raise RuntimeError(
+                "No prompt with an image has been run in this thread inside "
+                "`with tokenprune.track(model) as run:` since the last one that was kept: call "
+                "run.keep(pictures, questions) once, after the model."
+            )
+        rows = record.layout.mask.shape[0]
+        for name, given in (("pictures", pictures), ("questions", questions)):
+            if given is None and name == "questions":
+                continue
+            listed = isinstance(given, Sequence) and not isinstance(given, str)
+            if not listed or len(given) != rows:
+                found = f"{len(given)} of them" if listed else f"a {type(given).__name__}"
+                raise ValueError(
+                    f"{name}: {found}, for a batch of {rows} row(s): expected a sequence with one "
+                    "for each row."
+                )
+        texts = [""] * rows if questions is None else list(questions)
+        for text in texts:
+            require(isinstance(text, str), "questions", text, "a str for each row")
+        grids = torch.stack([record.layout.height, record.layout.width], dim=-1).cpu().numpy()
+        samples = []
+        for row in range(rows):
+            explanation = explanation_of(record, row)
+            panels = panels_of(explanation, grids[row][explanation.position], pictures[row])
+            samples.append(KeptSample(first + row, texts[row], panels, explanation))
+        self._last.prefill = (None, 0)
+        with self._lock:
+            self.samples += samples
 
     def kept(self) -> np.ndarray:
         """Return the visual tokens that each layer computed on: int64, (layers, samples).

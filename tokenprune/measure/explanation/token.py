@@ -7,9 +7,9 @@ from typing import Any
 
 from ...engine.describe import steps_in_words
 
-__all__ = ["ExplainedToken", "Measured", "TokenStep"]
+__all__ = ["GROUPS", "ExplainedToken", "Measured", "TokenStep"]
 
-_GROUPS = {
+GROUPS = {
     "visual": "visual tokens",
     "prompt": "the prompt's text",
     "last": "the prompt's last token",
@@ -116,7 +116,7 @@ class TokenStep:
             )
         else:
             said = f"goes: {', '.join(missed)}"
-        came = ", ".join(f"{_GROUPS[g]} {value:.3g}" for g, value in self.attention.items())
+        came = ", ".join(f"{GROUPS[g]} {value:.3g}" for g, value in self.attention.items())
         received = f"; attention received from {came}" if came else ""
         return f"{steps_in_words((self.layer,))}: {said}{received}"
 
