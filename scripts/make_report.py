@@ -35,7 +35,7 @@ def main() -> None:
     page = tp.report(
         tracked(model, processor, samples("held_out", options.samples, 0)),
         options.out / "report.html",
-        title="ATP on the small LLaVA, 36 of 144 tokens",
+        title="ATP on the small LLaVA, calibrated to 36 of 144 tokens",
     )
     print(page)
     if options.docs:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .hub import push_heads
     from .io import load_heads, save_heads
     from .layout import VisualLayout
-    from .measure import Explanation, PruneStats, draw, explain, report
+    from .measure import Explanation, PruneStats, draw, draw_methods, explain, report
     from .methods import (
         ATPConfig,
         Context,
@@ -90,6 +90,7 @@ __all__ = [
     "__version__",
     "calibrate",
     "draw",
+    "draw_methods",
     "explain",
     "from_pretrained",
     "is_wrapped",

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import tokenprune as tp
-from tokenprune.measure.draw import _CAPTION, _MARGIN
+from tokenprune.measure.sheet import CAPTION, MARGIN
 
 
 def stats_of(model: Any, batch: Any) -> tp.PruneStats:
@@ -30,9 +30,9 @@ def panels(path: Path, count: int, size: tuple[int, int]) -> list[np.ndarray]:
     """The panels of a picture read back: (height, width, 3) each."""
     image = np.asarray(Image.open(path).convert("RGB")).astype(int)
     width, height = size
-    top, step = _CAPTION + _MARGIN, width + _MARGIN
-    lefts = [_MARGIN + n * step for n in range(count)]
-    assert image.shape == (top + height + _MARGIN, lefts[-1] + step, 3)
+    top, step = CAPTION + MARGIN, width + MARGIN
+    lefts = [MARGIN + n * step for n in range(count)]
+    assert image.shape == (top + height + MARGIN, lefts[-1] + step, 3)
     return [image[top : top + height, left : left + width] for left in lefts]
 
 

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from ..checks import is_whole, require
 from ..fields import BEFORE_DECODER
 from .pictures import check_aspect, is_dark, opened
+from .sheet import FORMATS, Panel, save
 from .stats import PruneStats
 
-__all__ = ["draw"]
+__all__ = ["draw", "draw_methods"]
 
 _PANEL = 336  # least number of pixels of a panel's longer side
-_MARGIN = 12
-_CAPTION = 44
-_INK = (30, 30, 30)
 _DIM = 0.22  # contrast of a dropped token, relative to a kept one
 _PALE = 230  # what dropped tokens fade to in a bright picture; in a dark one, black
 _BORDER = (255, 170, 0)  # between kept and dropped tokens of a dark picture
-_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
 
 def draw(
@@ -32,6 +31,7 @@ def draw(
     sample: int = 0,
     image_number: int = 0,
     frame: int | None = None,
+    question: str | None = None,
 ) -> Path:
     """Write a picture: the image, then for each pruning step the tokens that were kept.
 
@@ -56,6 +56,8 @@ def draw(
     frame : int, optional
         Which frame of a video, or view of an image, from 0. None: the first of those with the most
         tokens.
+    question : str, optional
+        Stands above the picture, in Pillow's own font, which has no other than Latin letters.
 
     Returns
     -------
@@ -81,15 +83,102 @@ def draw(
     >>> draw(image, tp.stats(model), folder / "kept.png").name
     'kept.png'
     """
+    path = _checked(path, question)
+    panels = _panels(image, stats, sample, image_number, frame)
+    return save([panels], question, path)
+
+
+def draw_methods(
+    image: Image.Image | np.ndarray | str | Path,
+    stats: Mapping[str, PruneStats],
+    path: str | Path,
+    *,
+    sample: int = 0,
+    image_number: int = 0,
+    frame: int | None = None,
+    question: str | None = None,
+) -> Path:
+    """Write what several methods kept of one picture, a row of panels for each: see `draw`.
+
+    Parameters
+    ----------
+    image : PIL image, uint8 array (height, width, 3) or path
+    stats : mapping
+        Name of each method, which stands above its row, → statistics of its prefill with the image.
+    path : path
+    sample, image_number, frame, question
+        As in `draw`.
+
+    Returns
+    -------
+    Path
+        Of the file.
+
+    Raises
+    ------
+    ValueError
+        As in `draw`, or if the statistics are of prompts with other visual tokens.
+    OSError
+        If `image` is a path and no image can be read there.
+
+    Examples
+    --------
+    >>> from PIL import Image
+    >>> found = {}
+    >>> for config in (tp.FastVConfig(layer=1, keep=9), tp.UniformConfig(layer=1, keep=9)):
+    ...     model = tp.wrap(model, config)
+    ...     output = model(**batch)
+    ...     found[config.method] = tp.stats(model)
+    ...     model = tp.unwrap(model)
+    >>> image = Image.new("RGB", (24, 24), "navy")
+    >>> tp.draw_methods(image, found, folder / "methods.png").name
+    'methods.png'
+    """
+    named = isinstance(stats, Mapping) and len(stats) > 0
+    named = named and all(isinstance(name, str) for name in stats)
+    require(named, "stats", stats, "a mapping of one or more names to what tokenprune.stats gives")
+    path = _checked(path, question)
+    rows = []
+    first: PruneStats | None = None
+    for name, found in stats.items():
+        (picture, what, below), *steps = _panels(image, found, sample, image_number, frame)
+        first = first or found
+        if not _same_tokens(first, found, sample):
+            raise ValueError(
+                f"stats[{name!r}] is of another prompt than the first: expected the statistics of "
+                "prefills with the same prompt and image."
+            )
+        rows.append([(picture, f"{name}: {what}", below), *steps])
+    return save(rows, question, path)
+
+
+def _same_tokens(one: PruneStats, other: PruneStats, sample: int) -> bool:
+    """Return whether the visual tokens of a sample lie at the same places."""
+    return all(
+        np.array_equal(getattr(one, name)[sample], getattr(other, name)[sample])
+        for name in ("visual", "image", "frame", "row", "col", "grid")
+    )
+
+
+def _checked(path: str | Path, question: str | None) -> Path:
+    """Check what does not depend on the statistics."""
+    require(isinstance(path, str | Path), "path", path, "a path, as a str or pathlib.Path")
+    path = Path(path)
+    known = path.suffix.lower() in FORMATS
+    require(known, "path", str(path), f"a name that ends in one of {', '.join(FORMATS)}")
+    require(question is None or isinstance(question, str), "question", question, "a str")
+    return path
+
+
+def _panels(
+    image: Any, stats: PruneStats, sample: int, image_number: int, frame: int | None
+) -> list[Panel]:
+    """Return the picture and what each step kept of it, with captions."""
     if not isinstance(stats, PruneStats):
         raise ValueError(
             f"stats is a {type(stats).__name__}: expected what tokenprune.stats(model) gives after "
             "the model has seen the picture."
         )
-    require(isinstance(path, str | Path), "path", path, "a path, as a str or pathlib.Path")
-    path = Path(path)
-    known = path.suffix.lower() in _FORMATS
-    require(known, "path", str(path), f"a name that ends in one of {', '.join(_FORMATS)}")
     numbers = {"sample": sample, "image_number": image_number}
     for name, number in (numbers if frame is None else numbers | {"frame": frame}).items():
         require(is_whole(number), name, number, "a whole number")
@@ -137,9 +226,7 @@ def draw(
         when = "before layer 0" if layer == BEFORE_DECODER else f"after layer {layer}"
         counted = f"{alive.sum()} kept" + (f" in {name}" if len(frames) > 1 else "")
         panels.append((_faded(picture, kept), f"{when}: {counted}", shown))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _row(panels).save(path, format=_FORMATS[path.suffix.lower()], quality=95)
-    return path
+    return panels
 
 
 def _enlarged(picture: Image.Image) -> Image.Image:
@@ -178,20 +265,3 @@ def _beside(mask: np.ndarray) -> np.ndarray:
         mask = grown[1:-1, 1:-1] | grown[:-2, 1:-1] | grown[2:, 1:-1]
         mask = mask | grown[1:-1, :-2] | grown[1:-1, 2:]
     return mask
-
-
-def _row(panels: list[tuple[Image.Image, str, str]]) -> Image.Image:
-    width, height = panels[0][0].size
-    canvas = Image.new(
-        "RGB",
-        ((width + _MARGIN) * len(panels) + _MARGIN, height + _CAPTION + 2 * _MARGIN),
-        "white",
-    )
-    pen = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(size=15)
-    for number, (panel, title, below) in enumerate(panels):
-        left = _MARGIN + number * (width + _MARGIN)
-        pen.text((left, _MARGIN // 2), title, fill=_INK, font=font)
-        pen.text((left, _MARGIN // 2 + 20), below, fill=(110, 110, 110), font=font)
-        canvas.paste(panel, (left, _CAPTION + _MARGIN))
-    return canvas
