@@ -122,7 +122,8 @@ def _panel(
     cells = np.full(size, -1, dtype=np.int64)
     cells[explanation.row[tokens], explanation.col[tokens]] = tokens
     picture.thumbnail((_LONGEST, _LONGEST))
-    return Panel(name, _data_uri(picture), *picture.size, is_dark(picture), cells)
+    width, height = picture.size
+    return Panel(name, _data_uri(picture), width, height, is_dark(picture), cells)
 
 
 def _data_uri(picture: Image.Image) -> str:

@@ -201,9 +201,11 @@ class Tracker:
         for name, given in (("pictures", pictures), ("questions", questions)):
             if given is None and name == "questions":
                 continue
-            listed = isinstance(given, Sequence) and not isinstance(given, str)
-            if not listed or len(given) != rows:
-                found = f"{len(given)} of them" if listed else f"a {type(given).__name__}"
+            count = (
+                len(given) if isinstance(given, Sequence) and not isinstance(given, str) else None
+            )
+            if count != rows:
+                found = f"a {type(given).__name__}" if count is None else f"{count} of them"
                 raise ValueError(
                     f"{name}: {found}, for a batch of {rows} row(s): expected a sequence with one "
                     "for each row."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -126,7 +128,8 @@ class _Step:
 
     def _criterion(self, given: Criterion) -> StepCriterion:
         met = np.ones(len(self.columns), dtype=bool)
-        scores = ranks = threshold = limit = None
+        scores = ranks = threshold = None
+        limit: Any = None
         if given.scores is not None:
             scores = self._row(given.scores)
             ranks = _ranks(scores)
@@ -134,8 +137,9 @@ class _Step:
                 threshold = _host(given.threshold[self.sample, 0])
                 met &= scores > threshold
             if given.limit is not None:
-                whole = isinstance(given.limit, int)
-                limit = given.limit if whole else _host(given.limit[self.sample, 0])
+                limit = given.limit
+                if isinstance(limit, Tensor):
+                    limit = _host(limit[self.sample, 0])
                 met &= ranks <= limit
         if given.met is not None:
             met &= self._row(given.met)
