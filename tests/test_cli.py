@@ -18,13 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from transformers import AutoConfig, LlamaConfig
-from typer.main import get_command
 
 import tokenprune as tp
 from tokenprune.cli import app
 from tokenprune.measure.estimate import equal_shares, least_mean
 
-from .support.command_line import figures_of, run_command
+from .support.command_line import figures_of, parse_command, run_command
 from .support.tiny_llava import IMAGE, make_batch, tiny_llava
 
 ROOT = Path(__file__).parents[1]
@@ -230,11 +229,10 @@ def test_the_examples_of_the_help_are_right_arguments(run: Any, command: str) ->
     examples = re.findall(r"^    \$ tokenprune (.*)$", out, re.MULTILINE)
     assert examples
     for example in examples:
-        name, *arguments = shlex.split(example)
-        get_command(app).commands[name].make_context(name, arguments)  # type: ignore[attr-defined]
+        parse_command(*shlex.split(example))
 
 
-# -- demo, entry points, page --------------------------------------------------------------------
+# -- demo, entry points --------------------------------------------------------------------
 
 
 def test_demo_prunes_and_draws(run: Any, figures: Any, tmp_path: Path) -> None:
@@ -267,24 +265,3 @@ def test_python_m_is_the_same_command(
     with pytest.raises(SystemExit, match="0"):
         runpy.run_module("tokenprune", run_name="__main__")
     assert json.loads(capsys.readouterr().out) == tp.supported()
-
-
-PAGE = re.findall(
-    r"^```console\n\$ tokenprune (.*?)\n(.*?)^```",
-    (ROOT / "docs" / "cli.md").read_text(encoding="utf-8"),
-    re.DOTALL | re.MULTILINE,
-)
-
-
-@pytest.mark.parametrize(("command", "output"), PAGE, ids=[command for command, _ in PAGE])
-def test_the_page_shows_what_is_printed(
-    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, output: str
-) -> None:
-    (tmp_path / "weights").symlink_to(WEIGHTS)
-    monkeypatch.chdir(tmp_path)
-    _, out, err = run(*shlex.split(command))
-    assert [line.rstrip() for line in (out + err).splitlines()] == output.splitlines()
-
-
-def test_the_page_has_every_command() -> None:
-    assert {command.split()[0] for command, _ in PAGE} == {*COMMANDS}

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from tokenprune.cli import app
 
-__all__ = ["figures_of", "run_command"]
+__all__ = ["figures_of", "parse_command", "run_command"]
 
 
 def run_command(*arguments: str) -> tuple[int, str, str]:
@@ -19,6 +20,12 @@ def run_command(*arguments: str) -> tuple[int, str, str]:
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.exit_code, result.stdout, result.stderr
+
+
+def parse_command(*arguments: str) -> None:
+    """Read a command's arguments, without running it; raise what wrong ones raise."""
+    name, *rest = arguments
+    get_command(app).commands[name].make_context(name, rest)  # type: ignore[attr-defined]
 
 
 def figures_of(*arguments: str) -> Any:

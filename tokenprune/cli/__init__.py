@@ -1,6 +1,6 @@
 """The command ``tokenprune``."""
 
-from . import look, serve
+from . import facts, fit, serve, show
 from .app import app
 
-__all__ = ["app", "look", "serve"]
+__all__ = ["app", "facts", "fit", "serve", "show"]

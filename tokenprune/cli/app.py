@@ -39,8 +39,8 @@ def command(
 ) -> Callable[[Callable[Parameters, None]], Callable[Parameters, None]]:
     """Make a function a command of that name, whose errors are sentences.
 
-    What a command cannot do it raises as `CommandError`, `ValueError` or `OSError`: the message
-    goes to standard error, and the exit code is 1.
+    What a command cannot do it raises as `CommandError`, `ValueError`, `OSError` or `ImportError`:
+    the message goes to standard error, and the exit code is 1.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def command(
         def checked(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
             try:
                 run(*args, **kwargs)
-            except (CommandError, ValueError, OSError) as error:
+            except (CommandError, ValueError, OSError, ImportError) as error:
                 typer.echo(f"tokenprune {run.__name__}: {error}", err=True)
                 raise typer.Exit(1) from error
 

@@ -16,7 +16,7 @@ from ..config import ModelFacts
 from ..measure.cost import DecoderShape
 from .app import CommandError
 
-__all__ = ["DTYPES", "ReadModel", "read_model", "tokens_at"]
+__all__ = ["DTYPES", "ReadModel", "facts_of", "not_read", "read_model", "tokens_at"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -59,7 +59,7 @@ def read_model(name: str, dtype: str | None = None) -> ReadModel:
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise CommandError(_not_read(name, "configuration", error)) from error
+        raise CommandError(not_read(name, "configuration", error)) from error
     try:
         with torch.device("meta"):
             model: Any = AutoModelForImageTextToText.from_config(config)
@@ -67,16 +67,22 @@ def read_model(name: str, dtype: str | None = None) -> ReadModel:
         adapter.check(model)
     except (ValueError, ImportError) as error:  # a tower may need a package that is not here
         raise CommandError(_first_line(error)) from error
-    layers = len(adapter.decoder_layers(model))
-    facts = ModelFacts(
-        layers, adapter.grid(model), adapter.default_layers(layers), adapter.first_layer(model)
-    )
+    facts = facts_of(model)
     text = adapter.text_config(model)
     if dtype is None:
         saved = getattr(text, "dtype", None) or getattr(config, "dtype", None)
         saved = str(saved).removeprefix("torch.")
         dtype = saved if saved in DTYPES else "bfloat16"
     return ReadModel(config.model_type, facts, DecoderShape.of(text, DTYPES[dtype]), dtype)
+
+
+def facts_of(model: Any) -> ModelFacts:
+    """Read what a method's configuration is fitted to."""
+    adapter = adapter_for(model)
+    layers = len(adapter.decoder_layers(model))
+    return ModelFacts(
+        layers, adapter.grid(model), adapter.default_layers(layers), adapter.first_layer(model)
+    )
 
 
 def tokens_at(name: str, width: int, height: int) -> int:
@@ -91,7 +97,7 @@ def tokens_at(name: str, width: int, height: int) -> int:
         processor: Any = AutoProcessor.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise CommandError(
-            _not_read(name, "processor", error) + " Give --tokens instead of --resolution."
+            not_read(name, "processor", error) + " Give --tokens instead of --resolution."
         ) from error
     image = Image.new("RGB", (width, height), "gray")
     token = getattr(processor, "image_token", None)
@@ -108,7 +114,8 @@ def tokens_at(name: str, width: int, height: int) -> int:
     return int((ids == number).sum())
 
 
-def _not_read(name: str, what: str, error: Exception) -> str:
+def not_read(name: str, what: str, error: Exception) -> str:
+    """Say in a sentence why a model's part was not read."""
     if Path(name).exists():
         return f"No {what} can be read in the folder {name}: {_first_line(error)}"
     return (

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import typer
 
 from ..fields import layer_numbers
+from .method import MethodOption, read_method
 
 __all__ = [
+    "BatchOption",
     "Budget",
+    "BudgetsOption",
+    "DataArgument",
+    "DeviceOption",
+    "Dtype",
+    "DtypeOption",
+    "ImagesOption",
     "JsonOption",
     "Layers",
     "LayersOption",
+    "MethodsOption",
     "ModelArgument",
     "Resolution",
     "ResolutionOption",
@@ -58,6 +69,14 @@ class Resolution(NamedTuple):
 
     width: int
     height: int
+
+
+class Dtype(str, Enum):
+    """Dtypes of weights and of caches."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
 
 
 class Layers(tuple[int, ...]):
@@ -115,5 +134,46 @@ ResolutionOption = Annotated[
         metavar="WxH",
         show_default=False,
         help="Of the picture, whose tokens the model's own processor then counts.",
+    ),
+]
+DataArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DATA",
+        show_default=False,
+        help="LLaVA's JSON file, a folder of pictures with metadata.jsonl, or a saved dataset.",
+    ),
+]
+ImagesOption = Annotated[
+    Path | None,
+    typer.Option(show_default=False, help="Folder of a JSON file's pictures. Default: its own."),
+]
+BudgetsOption = Annotated[
+    list[Budget],
+    typer.Option(
+        parser=budget,
+        metavar="BUDGET",
+        show_default=False,
+        help="Visual tokens, mean over all decoder layers: a number (144) or a share (25%). Can be "
+        "given again.",
+    ),
+]
+BatchOption = Annotated[int, typer.Option(min=1, help="Questions at a time.")]
+DeviceOption = Annotated[
+    str | None, typer.Option(show_default=False, help="Default: cuda if there is one, else cpu.")
+]
+DtypeOption = Annotated[
+    Dtype | None,
+    typer.Option(show_default=False, help="Of the model's weights. Default: as saved."),
+]
+MethodsOption = Annotated[
+    list[MethodOption],
+    typer.Option(
+        "--method",
+        parser=read_method,
+        metavar="METHOD",
+        show_default=False,
+        help="Saved heads (atp=FOLDER), or a name with fields of its configuration "
+        "(fastv:layer=2:keep=25%). Can be given again.",
     ),
 ]

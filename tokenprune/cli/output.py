@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["console", "print_json", "table"]
+__all__ = ["console", "print_json", "table", "write_csv"]
 
 
 def console() -> Console:
@@ -28,3 +31,11 @@ def table(*columns: str) -> Table:
 def print_json(found: Any) -> None:
     """Print JSON, lines as long as they are."""
     console().print(json.dumps(found, indent=2), soft_wrap=True)
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows with the same names, which are the first line."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)

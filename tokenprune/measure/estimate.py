@@ -9,10 +9,10 @@ import numpy as np
 from ..fields import BEFORE_DECODER
 from .cost import DecoderShape
 
-__all__ = ["Estimate", "equal_shares", "least_mean"]
+__all__ = ["Estimate", "equal_shares", "least_mean", "step_share"]
 
 
-def least_mean(layers: tuple[int, ...], num_layers: int, tokens: int) -> float:
+def least_mean(layers: tuple[int, ...], num_layers: int, tokens: float) -> float:
     """Return the mean over all layers if the first step dropped every visual token.
 
     A budget has to be above it: the layers up to the first step compute on all tokens.
@@ -34,8 +34,8 @@ def least_mean(layers: tuple[int, ...], num_layers: int, tokens: int) -> float:
     return (layers[0] + 1) * tokens / num_layers
 
 
-def equal_shares(layers: tuple[int, ...], num_layers: int, tokens: int, mean: float) -> np.ndarray:
-    """Compute what each layer computes on if every step keeps the same share of what it finds.
+def step_share(layers: tuple[int, ...], num_layers: int, tokens: float, mean: float) -> float:
+    """Compute the share that each step keeps of what it finds, for a mean over all layers.
 
     Parameters
     ----------
@@ -43,6 +43,40 @@ def equal_shares(layers: tuple[int, ...], num_layers: int, tokens: int, mean: fl
         As in `least_mean`.
     mean : float
         The budget: visual tokens, mean over all layers.
+
+    Raises
+    ------
+    ValueError
+        If the mean is not above `least_mean`, or above all tokens.
+
+    Examples
+    --------
+    >>> round(step_share((1, 3), 6, 36, mean=21), 6)
+    0.5
+    """
+    least = least_mean(layers, num_layers, tokens)
+    if not least < mean <= tokens:
+        raise ValueError(
+            f"A budget of {mean:g} of {tokens:g} visual tokens cannot be met: the {layers[0] + 1} "
+            f"of {num_layers} layers up to the first step alone cost {least:g} of the mean. "
+            f"Expected above {least:g} and at most {tokens:g}."
+        )
+    steps_before = _steps_before(layers, num_layers)
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        share = (low + high) / 2
+        too_many = (tokens * share**steps_before).mean() > mean
+        low, high = (low, share) if too_many else (share, high)
+    return high
+
+
+def equal_shares(layers: tuple[int, ...], num_layers: int, tokens: int, mean: float) -> np.ndarray:
+    """Compute what each layer computes on if every step keeps the same share of what it finds.
+
+    Parameters
+    ----------
+    layers, num_layers, tokens, mean
+        As in `step_share`.
 
     Returns
     -------
@@ -52,27 +86,19 @@ def equal_shares(layers: tuple[int, ...], num_layers: int, tokens: int, mean: fl
     Raises
     ------
     ValueError
-        If the mean is not above `least_mean`, or above all tokens.
+        As `step_share`.
 
     Examples
     --------
     >>> equal_shares((1, 3), 6, 36, mean=21)
     array([36, 36, 18, 18,  9,  9])
     """
-    least = least_mean(layers, num_layers, tokens)
-    if not least < mean <= tokens:
-        raise ValueError(
-            f"A budget of {mean:g} of {tokens} visual tokens cannot be met: the {layers[0] + 1} of "
-            f"{num_layers} layers up to the first step alone cost {least:g} of the mean. Expected "
-            f"above {least:g} and at most {tokens}."
-        )
-    steps_before = np.searchsorted(layers, np.arange(num_layers), side="left")
-    low, high = 0.0, 1.0
-    for _ in range(60):
-        share = (low + high) / 2
-        too_many = (tokens * share**steps_before).mean() > mean
-        low, high = (low, share) if too_many else (share, high)
-    return (tokens * high**steps_before).round().astype(np.int64)
+    share = step_share(layers, num_layers, tokens, mean)
+    return (tokens * share ** _steps_before(layers, num_layers)).round().astype(np.int64)
+
+
+def _steps_before(layers: tuple[int, ...], num_layers: int) -> np.ndarray:
+    return np.searchsorted(layers, np.arange(num_layers), side="left")
 
 
 @dataclass(frozen=True)

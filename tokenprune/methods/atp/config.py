@@ -175,10 +175,11 @@ class ATPConfig(MultiLayerConfig):
         full = (config.layers[0] + 1) * total / facts.num_layers
         if not full < target <= total:
             raise ValueError(
-                f"target_tokens={target:g} of an image of {total}: the {config.layers[0] + 1} "
-                f"layer(s) up to the first step cost {full:g} of {total} tokens of the mean over "
-                f"all {facts.num_layers} layers, so the target must be above {full:g} and at most "
-                f"{total}. Raise it, or prune earlier."
+                f"target_tokens={target:g}: it stands for an image of {total} visual tokens, "
+                f"{facts.grid[0]} by {facts.grid[1]}; larger images keep more, in proportion. The "
+                f"{config.layers[0] + 1} layer(s) up to the first step cost {full:g} of the mean "
+                f"over all {facts.num_layers} layers: expected above {full:g} and at most {total}. "
+                f"To mean your own images of n tokens, scale it by {total}/n."
             )
         grid = facts.grid if self.grid is None else self.grid
         return dataclasses.replace(config, target_tokens=float(target), grid=grid)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +10,7 @@ import typer
 from .app import command
 from .options import (
     Budget,
+    Dtype,
     JsonOption,
     Layers,
     LayersOption,
@@ -29,14 +29,6 @@ __all__ = ["demo", "estimate", "inspect", "supported"]
 _BUDGET = "Visual tokens, mean over all decoder layers: a number (144) or a share (25%)."
 _QUARTER, _BUDGETS = Budget("25%"), [Budget("50%"), Budget("25%")]
 BudgetOption = Annotated[Budget, typer.Option(parser=budget, metavar="BUDGET", help=_BUDGET)]
-
-
-class CacheType(str, Enum):
-    """Dtypes of a key-value cache."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
 
 
 @command("tokenprune supported")
@@ -154,12 +146,12 @@ def estimate(
     text: Annotated[int, typer.Option(min=1, help="Text tokens of the prompt.")] = 64,
     batch: Annotated[int, typer.Option(min=1, help="Prompts.")] = 1,
     dtype: Annotated[
-        CacheType | None,
+        Dtype | None,
         typer.Option(show_default=False, help="Of the cache. Default: the model's."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Estimate what a prompt costs: tokens, FLOPs and key-value bytes.
+    """Estimate tokens, FLOPs and cache bytes of a prompt.
 
     Before anything is trained. Reads the model's configuration, not its weights.
     """
