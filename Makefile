@@ -6,7 +6,8 @@ WORKERS ?= 2
 
 .PHONY: setup demo test test-oldest test-newest test-newest-core newest update-lock test-gpu \
 	test-elsewhere lint bench bench-gpu options families reproduce reproduce-methods \
-	reproduce-rest reproduce-quick fuzz soak reliability compatibility docs serve notebooks clean
+	reproduce-rest reproduce-quick fuzz soak reliability compatibility docs serve notebooks \
+	release-check clean
 
 setup: $(READY)
 
@@ -139,6 +140,14 @@ notebooks: $(READY)
 # What works with a wrapped model and what is refused: docs/compatibility.md.
 compatibility: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m scripts.write_compatibility
+
+# What the release workflow builds, built from the last commit and tried here; nothing is uploaded.
+release-check: $(READY)
+	test -x .venv-release/bin/python || $(PYTHON) -m venv .venv-release
+	.venv-release/bin/python -m pip install --quiet build twine
+	rm -rf out/dist
+	DEPENDENCIES=$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))") \
+		PYTHON=$(CURDIR)/.venv-release/bin/python scripts/release.sh out/dist
 
 clean:
 	rm -rf build dist out *.egg-info
