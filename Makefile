@@ -6,8 +6,8 @@ WORKERS ?= 2
 
 .PHONY: setup demo test test-oldest test-newest test-newest-core newest update-lock test-gpu \
 	test-elsewhere lint bench bench-gpu options families reproduce reproduce-methods \
-	reproduce-rest reproduce-quick fuzz soak reliability compatibility docs serve notebooks \
-	release-check clean
+	reproduce-rest reproduce-quick fuzz soak reliability compatibility docs serve site-pictures \
+	notebooks release-check clean
 
 setup: $(READY)
 
@@ -127,6 +127,14 @@ docs: $(READY)
 
 serve: docs
 	$(BIN)/python -m http.server --directory out/site
+
+# docs/site.png and docs/site_api.png, by a Chromium that is installed.
+CHROMIUM ?= chromium
+site-pictures: docs
+	for page in how_it_works:site api/training:site_api; do \
+		$(CHROMIUM) --headless --no-sandbox --hide-scrollbars --window-size=1360,1000 \
+			--screenshot=docs/$${page#*:}.png file://$(CURDIR)/out/site/$${page%:*}.html || exit; \
+	done
 
 # The notebooks as .ipynb, run: minutes.
 notebooks: $(READY)

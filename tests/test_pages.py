@@ -74,3 +74,16 @@ def test_links_lead_to_files(page: Path) -> None:
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8"))
     missing = [link for link in links if not (page.parent / link).exists()]
     assert not missing
+
+
+def test_the_design_s_layout_is_the_code_s() -> None:
+    """Every module at the top and in the engine has its word there, and none that is gone."""
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    layout = text.split("## Layout of the code", 1)[1].split("```")[1]
+    package = ROOT / "tokenprune"
+    here = {path.name for part in (".", "engine") for path in (package / part).glob("[!_]*.py")}
+    here |= {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    named = set(re.findall(r"[a-z_]+(?:\.py|/)(?=[\s,;])", layout))
+    assert not here - named
+    anywhere = {path.name for part in (package, ROOT / "adapters") for path in part.rglob("*.py")}
+    assert not {name for name in named if name.endswith(".py")} - anywhere
