@@ -27,7 +27,10 @@ ELSEWHERE = {
 LEAVES = {
     "README.md": ["heads/tokenprune_heads.safetensors", "kept.png"],
     "docs/quickstart.md": ["folder/tokenprune_heads.safetensors", "kept.png"],
-    "docs/guide.md": ["heads/tokenprune_heads.safetensors", "folder/tokenprune_heads.safetensors"],
+    "docs/training.md": [
+        "heads/tokenprune_heads.safetensors",
+        "folder/tokenprune_heads.safetensors",
+    ],
 }
 # What a block may say it is. `text` is a picture in letters, or output: nothing in it can be run.
 LANGUAGES = {"python", "console", "sh", "bash", "text"}
