@@ -69,15 +69,18 @@ def cells_of(path: Path) -> list[Any]:
 def _cell(cell: Any) -> str:
     if cell.cell_type == "markdown":
         return str(cell.source)
-    return "\n\n".join([_block("python", cell.source), *map(_output, cell.get("outputs", []))])
+    outputs = cell.get("outputs", [])
+    # Progress bars are on stderr, and stand between what is printed.
+    printed = "".join(output.text for output in outputs if output.get("name") == "stdout")
+    parts = [_block("python", cell.source), _block("text", printed) if printed else ""]
+    parts += [_shown(output.data) for output in outputs if "data" in output]
+    return "\n\n".join(filter(None, parts))
 
 
-def _output(output: Any) -> str:
-    data = output.get("data", {})
+def _shown(data: Any) -> str:
     if picture := data.get("image/png"):
         return f'<img alt="" src="data:image/png;base64,{picture.strip()}">'
-    text = data.get("text/plain", output.get("text", ""))
-    return _block("text", text) if output.get("name") != "stderr" and text else ""
+    return _block("text", data["text/plain"])
 
 
 def _block(language: str, text: str) -> str:

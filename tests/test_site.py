@@ -97,6 +97,7 @@ def test_a_run_notebook_is_shown_with_its_output(
     code.outputs = [
         nbformat.v4.new_output("stream", name="stdout", text="42 tokens\n"),
         nbformat.v4.new_output("stream", name="stderr", text="a progress bar"),
+        nbformat.v4.new_output("stream", name="stdout", text="43 tokens\n"),
         nbformat.v4.new_output("display_data", {"image/png": "cGljdHVyZQ==", "text/plain": "<x>"}),
     ]
     monkeypatch.setattr(site_pages, "ROOT", tmp_path)
@@ -104,7 +105,7 @@ def test_a_run_notebook_is_shown_with_its_output(
     path.parent.mkdir(parents=True)
     jupytext.write(notebook, path)
     page = site_pages.page_of(source)
-    assert "```text\n42 tokens\n```" in page
+    assert "```text\n42 tokens\n43 tokens\n```" in page
     assert "data:image/png;base64,cGljdHVyZQ==" in page
     assert "progress" not in page
     code.source += "\nSEED = 1"

@@ -120,7 +120,7 @@ for budget in budgets:
     print(f"{budget / total:.0%} of the tokens: {accuracy[budget]:.1%}")
 
 # %% [markdown]
-# A difference means little below one standard error, which is $\sqrt{p(1-p)/n}$.
+# A difference means little below one standard error, the square root of p(1 − p)/n.
 
 # %%
 means = [runs[budget].summary()["mean_tokens"] for budget in budgets]
