@@ -51,7 +51,16 @@ def test_every_public_name_is_there_once():
 
 
 # What users are given or derive from, rather than make.
-READ = {"Context", "Criterion", "Explanation", "Method", "PruneStats", "Received", "Selection", "VisualLayout"}
+READ = {
+    "Context",
+    "Criterion",
+    "Explanation",
+    "Method",
+    "PruneStats",
+    "Received",
+    "Selection",
+    "VisualLayout",
+}
 
 
 @pytest.mark.parametrize("name", PUBLIC)

@@ -28,8 +28,8 @@ class Conversations(Dataset[dict[str, Any]]):
     ----------
     annotations : path
         A JSON list of ``{"image": path, "conversations": [{"from": "human", "value": text},
-        {"from": "gpt", "value": text}, …]}``. One ``<image>`` in a conversation, before its first answer,
-        says where the picture stands.
+        {"from": "gpt", "value": text}, …]}``. One ``<image>`` in a conversation, before its first
+        answer, says where the picture stands.
     images : path, optional
         The folder that the paths of pictures are relative to. None: the one `annotations` lies in.
 

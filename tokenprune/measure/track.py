@@ -198,9 +198,8 @@ class Tracker:
                 "run.keep(pictures, questions) once, after the model."
             )
         rows = record.layout.mask.shape[0]
-        for name, given in (("pictures", pictures), ("questions", questions)):
-            if given is None and name == "questions":
-                continue
+        texts = [""] * rows if questions is None else questions
+        for name, given in (("pictures", pictures), ("questions", texts)):
             count = (
                 len(given) if isinstance(given, Sequence) and not isinstance(given, str) else None
             )
@@ -210,7 +209,6 @@ class Tracker:
                     f"{name}: {found}, for a batch of {rows} row(s): expected a sequence with one "
                     "for each row."
                 )
-        texts = [""] * rows if questions is None else list(questions)
         for text in texts:
             require(isinstance(text, str), "questions", text, "a str for each row")
         grids = torch.stack([record.layout.height, record.layout.width], dim=-1).cpu().numpy()
