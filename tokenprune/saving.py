@@ -102,7 +102,8 @@ def _is_checkpoint_of_heads(model: Any, folder: Any) -> bool:
     engine = engine_of(model)
     path = os.path.abspath(folder)
     if (
-        engine.config is None
+        model is not base_model_of(model)  # PEFT saves little by itself
+        or engine.config is None
         or engine.checkpoints_in != os.path.dirname(path)
         or not re.fullmatch(r"checkpoint-\d+", os.path.basename(path))
     ):
