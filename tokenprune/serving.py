@@ -79,8 +79,9 @@ def loading_pruned() -> Iterator[None]:
         return wrap(model, heads.parent)
 
     # Any class of models inherits it, whichever a server loads by.
-    PreTrainedModel.from_pretrained = classmethod(from_pretrained)
+    base: Any = PreTrainedModel
+    base.from_pretrained = classmethod(from_pretrained)
     try:
         yield
     finally:
-        PreTrainedModel.from_pretrained = plain
+        base.from_pretrained = plain

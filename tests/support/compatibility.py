@@ -185,7 +185,7 @@ def _deepcopy() -> None:
 
 @row('`wrap(model, "fastv")`: the name of a method')
 def _by_name() -> None:
-    model = tp.wrap(tiny_llava(layers=4), "fastv")
+    model: Any = tp.wrap(tiny_llava(layers=4), "fastv")
     assert model.tokenprune.config == tp.FastVConfig()
 
 

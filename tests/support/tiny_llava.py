@@ -61,15 +61,14 @@ def tiny_llava(
         patch_size=_PATCH,
         projection_dim=width // 2,
     )
+    special: dict[str, Any] = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
     config = LlavaConfig(
         vision_config=vision,
         text_config=llama_config(layers, kv_heads, width),
         image_token_index=IMAGE_TOKEN,
         image_seq_length=VISUAL_TOKENS,
         vision_feature_layer=-1,
-        pad_token_id=PAD,
-        bos_token_id=BOS,
-        eos_token_id=EOS,
+        **special,
     )
     model = LlavaForConditionalGeneration(config)
     generator = torch.Generator().manual_seed(seed)

@@ -123,15 +123,18 @@ class TargetLoss:
         if _world_size() > 1:
             zeros = torch.zeros(3, device=parameters[0].device)
             total, rows, weights = _over_ranks(zeros).unbind()
+            zero = torch.zeros_like(total)
             before = self._before(parameters)
             if before is None:
-                before = _Sums(*zeros.new_zeros(3).unbind(), (None,) * len(parameters))
+                before = _Sums(zero, zero, zero, (None,) * len(parameters))
+            values, versions = _now(parameters)
             self._so_far = _Sums(
                 before.excess + total,
                 before.rows + rows,
                 before.weight + weights / _world_size(),
                 before.gradients,
-                *_now(parameters),
+                values,
+                versions,
             )
 
     def _before(self, parameters: Sequence[nn.Parameter]) -> _Sums | None:
