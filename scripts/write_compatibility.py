@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tests.support import compatible_tools  # noqa: F401  # adds its rows
 from tests.support.compatibility import PAGE, page
 from tests.support.flex_on_cpu import flex_on_cpu
 

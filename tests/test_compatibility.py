@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from .support import compatible_tools  # noqa: F401  # adds its rows
 from .support.compatibility import PAGE, ROWS, Row
 
 LINES = (Path(__file__).parents[1] / PAGE).read_text(encoding="utf-8").splitlines()
