@@ -28,10 +28,26 @@ _HEAD = """# Compatibility
 What works with a wrapped model, and what is refused with which message. Written by
 `make compatibility` from `tests/support/compatibility.py` and `compatible_tools.py`: do not edit. A
 test tries every row, in one process on a CPU, on a tiny LLaVA with random weights (the pipeline: on
-the trained one of `benchmarks/digits_vqa`). What has no row was not tried here.
+the trained one of `benchmarks/digits_vqa`).
 
 | tool | wrapped by `tp.wrap` |
 |---|---|
+"""
+_TAIL = """
+These work too, and have tests of their own:
+
+- TRL's `SFTTrainer` with `tp.TrainerCallback()`: the budget's terms in its loss, logs, resuming
+  (`tests/test_trl.py`);
+- a Trainer's run that was killed, resumed to the bit; checkpoints of the heads alone
+  (`tests/test_resumed_trainer.py`);
+- PEFT's adapters saved with the heads and loaded again, in either order (`tests/test_peft_saved.py`);
+- two processes (gloo): DDP and FSDP2 train the heads of one, calibrate as one, save and load
+  (`tests/test_distributed.py`);
+- `tokenprune serve FOLDER` over HTTP (`tests/test_serving.py`);
+- lmms-eval's entry point, from an installed wheel (`tests/test_packaging.py`).
+
+Not tried: FSDP's first version and `DataParallel` on several devices, which need accelerators;
+DeepSpeed; GPTQ and AWQ; several machines.
 """
 
 
@@ -84,7 +100,7 @@ def row(tool: str, refused: bool = False) -> Callable[[Callable[[], None]], Call
 
 def page() -> str:
     """The page, every row tried."""
-    return _HEAD + "\n".join(each.line() for each in ROWS) + "\n"
+    return _HEAD + "\n".join(each.line() for each in ROWS) + "\n" + _TAIL
 
 
 BATCH = make_batch([(4, IMAGE, 6)])
