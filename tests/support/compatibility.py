@@ -40,7 +40,8 @@ These work too, and have tests of their own:
   (`tests/test_trl.py`);
 - a Trainer's run that was killed, resumed to the bit; checkpoints of the heads alone
   (`tests/test_resumed_trainer.py`);
-- PEFT's adapters saved with the heads and loaded again, in either order (`tests/test_peft_saved.py`);
+- PEFT's adapters saved with the heads and loaded again, in either order
+  (`tests/test_peft_saved.py`);
 - two processes (gloo): DDP and FSDP2 train the heads of one, calibrate as one, save and load
   (`tests/test_distributed.py`);
 - `tokenprune serve FOLDER` over HTTP (`tests/test_serving.py`);
