@@ -45,6 +45,7 @@ These work too, and have tests of their own:
 - two processes (gloo): DDP and FSDP2 train the heads of one, calibrate as one, save and load
   (`tests/test_distributed.py`);
 - `tokenprune serve FOLDER` over HTTP (`tests/test_serving.py`);
+- `torch.compile(model)` (`tests/test_compiled.py`);
 - lmms-eval's entry point, from an installed wheel (`tests/test_packaging.py`).
 
 Not tried: FSDP's first version and `DataParallel` on several devices, which need accelerators;

@@ -32,7 +32,6 @@ from tokenprune import serving
 from . import hub
 from .compatibility import BATCH, check_same_answer, row, wrapped
 from .tiny_llava import tiny_llava
-from .tolerance import assert_close
 from .training import atp_llava, labelled
 
 __all__: list[str] = []
@@ -153,16 +152,6 @@ def _autocast() -> None:
         model.eval()
         with torch.no_grad():
             assert model(**BATCH).logits.isfinite().all()
-
-
-@row("`torch.compile(model)`")
-def _compiled() -> None:
-    model = tp.wrap(tiny_llava(layers=2), tp.SparseVLMConfig(layers=(0,)))
-    with torch.no_grad():
-        wanted = model(**BATCH).logits
-        compiled = torch.compile(model, backend="eager")
-        assert_close(compiled(**BATCH).logits, wanted)
-    assert tp.is_wrapped(compiled)
 
 
 @row("`model.bfloat16()` after `wrap`: the heads stay in float32")

@@ -1,4 +1,4 @@
-"""The commands that show what pruning does to answers: ``evaluate`` and ``draw``."""
+"""The commands that show what pruning does: ``evaluate``, ``draw`` and ``report``."""
 
 from __future__ import annotations
 
@@ -23,9 +23,25 @@ from .options import (
     budget,
 )
 
-__all__ = ["draw", "evaluate"]
+__all__ = ["draw", "evaluate", "report"]
 
 _NO_BUDGETS: list[Budget] = []
+OneMethodOption = Annotated[
+    MethodOption,
+    typer.Option(
+        parser=read_method,
+        metavar="METHOD",
+        show_default=False,
+        help="Saved heads (atp=FOLDER), or a name with fields (fastv:layer=2:keep=25%).",
+    ),
+]
+OneBudgetOption = Annotated[
+    Budget | None,
+    typer.Option(parser=budget, metavar="BUDGET", show_default=False, help="Default: as saved."),
+]
+SamplesOption = Annotated[
+    int | None, typer.Option(min=1, show_default=False, help="The first. Default: all.")
+]
 
 
 @command(
@@ -38,9 +54,7 @@ def evaluate(
     method: MethodsOption,
     budget: BudgetsOption = _NO_BUDGETS,
     images: ImagesOption = None,
-    samples: Annotated[
-        int | None, typer.Option(min=1, show_default=False, help="The first. Default: all.")
-    ] = None,
+    samples: SamplesOption = None,
     new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 16,
     baselines: Annotated[
         bool, typer.Option(help="Random and down-sampled tokens, as many, beside each method.")
@@ -123,21 +137,8 @@ def draw(
     question: Annotated[
         str, typer.Argument(metavar="QUESTION", show_default=False, help="What is asked of it.")
     ],
-    method: Annotated[
-        MethodOption,
-        typer.Option(
-            parser=read_method,
-            metavar="METHOD",
-            show_default=False,
-            help="Saved heads (atp=FOLDER), or a name with fields (fastv:layer=2:keep=25%).",
-        ),
-    ],
-    budget: Annotated[
-        Budget | None,
-        typer.Option(
-            parser=budget, metavar="BUDGET", show_default=False, help="Default: as saved."
-        ),
-    ] = None,
+    method: OneMethodOption,
+    budget: OneBudgetOption = None,
     out: Annotated[Path, typer.Option(help="Picture to write: .png or .jpg.")] = Path("kept.png"),
     new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 16,
     device: DeviceOption = None,
@@ -158,3 +159,55 @@ def draw(
     shown.print(f"Answer: {found['answer']}   (unpruned: {found['unpruned_answer']})")
     shown.print(found.pop("in_words"), soft_wrap=True)
     shown.print(f"Picture: {found['picture']}", soft_wrap=True)
+
+
+@command(
+    "tokenprune report MODEL pictures --method atp=heads",
+    "tokenprune report MODEL llava.json --method fastv --budget 25% --out fastv.html",
+)
+def report(
+    model: ModelArgument,
+    data: DataArgument,
+    method: OneMethodOption,
+    budget: OneBudgetOption = None,
+    images: ImagesOption = None,
+    samples: SamplesOption = None,
+    out: Annotated[Path, typer.Option(help="Page to write: .html.")] = Path("report.html"),
+    pictures: Annotated[int, typer.Option(min=1, help="At most so many to look into.")] = 24,
+    batch: BatchOption = 8,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write one HTML page about what is kept of your pictures, and why.
+
+    Kept tokens by layer and by sample; the pictures that keep least and most, each to look into:
+    what stays after each step, and for every token the reason. It needs no network.
+    """
+    check(method, budget is not None)
+    if out.suffix != ".html":  # before the model is run
+        raise typer.BadParameter(
+            f"{out}: expected a name that ends in .html.", param_hint="'--out'"
+        )
+    from .output import console, print_json
+    from .pages import reported
+
+    found = reported(
+        model,
+        data,
+        images,
+        samples,
+        method,
+        budget,
+        out,
+        batch,
+        pictures,
+        device,
+        dtype.value if dtype else None,
+    )
+    words = found.pop("in_words")
+    if as_json:
+        return print_json(found)
+    shown = console()
+    shown.print(words, soft_wrap=True)
+    shown.print(f"Report: {found['report']}", soft_wrap=True)
