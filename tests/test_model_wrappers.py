@@ -49,9 +49,10 @@ def test_a_model_in_a_wrapper_is_the_model(around: Callable[[Any], Any], tmp_pat
     assert (tp.stats(given).kept == tp.stats(model).kept).all()
     with torch.no_grad(), tp.track(given) as run:
         given(**labelled())
+        kept = float(tp.stats(given).mean_tokens)
         with tp.paused(given):
             given(**labelled())
-    assert run.summary()["mean_tokens"] == pytest.approx(float(tp.stats(given).mean_tokens))
+    assert run.summary()["mean_tokens"] == pytest.approx(kept)
     tp.load_heads(given, tp.save_heads(given, tmp_path))
     tp.unwrap(given)
     assert not tp.is_wrapped(model)

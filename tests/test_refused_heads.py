@@ -44,7 +44,7 @@ def test_heads_of_another_depth_or_configuration_name_the_difference(heads):
         tp.load_heads(other, folder)
 
 
-@pytest.mark.parametrize("source", ["nobody/no-such-heads", "no such folder", "/no/such/folder"])
+@pytest.mark.parametrize("source", ["nobody/no-such-heads", "no/such folder", "/no/such/folder"])
 def test_no_heads_there_is_said_at_once(source):
     started = time.monotonic()
     model = base()

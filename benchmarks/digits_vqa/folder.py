@@ -1,6 +1,6 @@
 """Pictures and questions as a folder with ``metadata.jsonl``, for the command line.
 
-python -m benchmarks.digits_vqa.folder pictures --split held_out --n 200
+python -m benchmarks.digits_vqa.folder pictures --n 100
 """
 
 from __future__ import annotations
