@@ -82,8 +82,14 @@ def test_attribute_of_the_models_own() -> None:
     [
         (tp.ATPConfig(layers=(0, 7), target_tokens=20), "has 5 layers, so .* 0 to 3"),
         (tp.ATPConfig(layers=(4,), target_tokens=35), "has 5 layers, so .* 0 to 3"),
-        (tp.ATPConfig(layers=(2,), target_tokens=9), "target_tokens=9: .* expected above 21.6 and at most 36"),
-        (tp.ATPConfig(layers=(0,), target_tokens=37), "target_tokens=37: .* expected above 7.2 and at most 36"),
+        (
+            tp.ATPConfig(layers=(2,), target_tokens=9),
+            "target_tokens=9: .* expected above 21.6 and at most 36",
+        ),
+        (
+            tp.ATPConfig(layers=(0,), target_tokens=37),
+            "target_tokens=37: .* expected above 7.2 and at most 36",
+        ),
         ({"layers": (1,)}, "method is a dict: expected a configuration"),
     ],
 )
