@@ -105,7 +105,8 @@ def test_tests_that_take_too_long_are_cut(suite: Path, monkeypatch: pytest.Monke
             return super().wait(timeout)
 
     monkeypatch.setattr(properties.subprocess, "Popen", Patient)
-    found = properties.run_files([str(suite)], "cpu", properties._TO_STOP + 77)
+    monkeypatch.setattr(properties, "_TO_STOP", 60)  # this machine may be busy
+    found = properties.run_files([str(suite)], "cpu", 60 + 77)
     assert found["passed"] == 1
     assert "interrupted" in found["reason"]
     assert found["pytest_status"] == 2, "it was killed before it wrote its report"
