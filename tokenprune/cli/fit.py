@@ -45,8 +45,8 @@ def calibrate(
 ) -> None:
     """Write heads that meet budgets, without training.
 
-    ATP's heads as they begin, their thresholds set to each budget. Answers are not needed. Training
-    them too, with `tokenprune train`, keeps more of the accuracy.
+    ATP's heads as they begin, their thresholds set to each budget. Answers are not needed. Where
+    there are some, `tokenprune train` trains the heads too.
     """
     from .heads import calibrated
 

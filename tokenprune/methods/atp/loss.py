@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, distributed, nn
 
+from ...distributed import world_size
 from ..context import Trace
 
 __all__ = ["TargetLoss", "atp_loss"]
@@ -100,7 +101,7 @@ class TargetLoss:
         own = (excess * has).sum()
         weight = torch.as_tensor(trace.weight).to(own).clamp(min=1e-6)
         total, rows, weights = _over_ranks(torch.stack([own.detach(), has.sum(), weight])).unbind()
-        mean_weight = weights / _world_size()
+        mean_weight = weights / world_size()
         # Gradients of ranks are averaged, and multiplied by the rank's weight.
         scale = weights / weight
         now = total + scale * (own - own.detach())
@@ -120,7 +121,7 @@ class TargetLoss:
 
     def without_images(self, parameters: Sequence[nn.Parameter]) -> None:
         """Take part in the sums over ranks for a batch without images."""
-        if _world_size() > 1:
+        if world_size() > 1:
             zeros = torch.zeros(3, device=parameters[0].device)
             total, rows, weights = _over_ranks(zeros).unbind()
             zero = torch.zeros_like(total)
@@ -131,7 +132,7 @@ class TargetLoss:
             self._so_far = _Sums(
                 before.excess + total,
                 before.rows + rows,
-                before.weight + weights / _world_size(),
+                before.weight + weights / world_size(),
                 before.gradients,
                 values,
                 versions,
@@ -190,14 +191,8 @@ def _zero_with_gradient(
     return zero
 
 
-def _world_size() -> int:
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return 1
-    return distributed.get_world_size()
-
-
 def _over_ranks(values: Tensor) -> Tensor:
     """Sum over the ranks of torch.distributed, in place; they must all come here."""
-    if _world_size() > 1:
+    if world_size() > 1:
         distributed.all_reduce(values)
     return values
