@@ -61,6 +61,11 @@ def make_method(seed=0, **options):
     return method
 
 
+def set_shifts(method, redundant, spatial):
+    """Shift the thresholds of every step alike."""
+    method.shifts = [[redundant, spatial] for _ in method.config.layers]
+
+
 def on_grid(values, layout, grid):
     return lay_on_grid(values, layout.mask, cells_of(layout, grid), grid)
 
@@ -171,9 +176,9 @@ shift = st.floats(-6, 6)
 @given(seed=seeds, low=st.tuples(shift, shift), rise=st.tuples(st.floats(0, 6), st.floats(0, 6)))
 def test_higher_thresholds_keep_a_subset(seed, low, rise):
     method, context = make_method(seed), make_context(seed)
-    method.shifts = list(low)
+    set_shifts(method, *low)
     many = decide(method, context)
-    method.shifts = [a + b for a, b in zip(low, rise, strict=True)]
+    set_shifts(method, *(a + b for a, b in zip(low, rise, strict=True)))
     few = decide(method, context)
     assert (few.thresholds >= many.thresholds).all()
     assert (many.keep | ~few.keep).all()
@@ -181,9 +186,9 @@ def test_higher_thresholds_keep_a_subset(seed, low, rise):
 
 def test_shifts_reach_all_and_nothing():
     method, context = make_method(), make_context(0)
-    method.shifts = [-40.0, -40.0]
+    set_shifts(method, -40.0, -40.0)
     assert torch.equal(decide(method, context).keep, context.layout.mask)
-    method.shifts = [40.0, 40.0]
+    set_shifts(method, 40.0, 40.0)
     assert not decide(method, context).keep.any()
 
 
@@ -205,7 +210,7 @@ def test_the_cap_keeps_the_largest_margins(seed, most, drop):
 
 def test_ties_under_the_cap_fall_to_the_earlier_token():
     method = make_method(prunings=("spatial",), strides=(2,))
-    method.shifts = [0.0, -40.0]
+    set_shifts(method, 0.0, -40.0)
     method.max_kept = 4
     context = make_context(0, batch=1, text=0)
     # Nine tokens of the stride-2 grid share one margin above all others.
@@ -266,12 +271,15 @@ def test_a_nan_score_is_reported():
 
 def test_runtime_state_goes_both_ways():
     method, other = make_method(), make_method()
-    method.shifts, method.max_kept = [0.5, -1.0], 12
-    method.budgets = [{"tokens": 9.0, "shifts": [0.5, -1.0], "max_kept": 12}]
+    method.shifts, method.max_kept = [[0.5, -1.0], [0.25, 0.0]], 12
+    method.budgets = [
+        {"tokens": 9.0, "shifts": method.shifts, "max_kept": 12},
+        {"share": 0.5, "shifts": method.shifts, "max_kept": None},
+    ]
     other.load_runtime_state(method.runtime_state())
     assert other.runtime_state() == method.runtime_state()
     other.load_runtime_state({})
-    assert other.runtime_state() == {"shifts": [0.0, 0.0], "max_kept": None, "budgets": []}
+    assert other.runtime_state() == {"shifts": [[0.0, 0.0]] * 2, "max_kept": None, "budgets": []}
 
 
 def test_an_unfinished_configuration_is_refused():

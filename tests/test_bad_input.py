@@ -155,7 +155,7 @@ def test_prompts_with_little_text(attn: str, prompt: tuple) -> None:
     """Image only: no text speaks, and the last token stays, for the answer is read off it."""
     model = tiny_llava(attn)
     tp.wrap(model, tp.ATPConfig(layers=(0, 2), target_tokens=20, start_redundant=9.0))
-    model.tokenprune.method.shifts = [9.0, 9.0]
+    model.tokenprune.method.shifts = [[9.0, 9.0], [9.0, 9.0]]
     batch = make_batch([prompt])
     with torch.no_grad():
         assert model(**batch).logits.isfinite().all()

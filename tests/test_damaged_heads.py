@@ -222,7 +222,7 @@ def test_loading_a_damaged_older_folder_leaves_the_model_as_it_was(heads, tmp_pa
 
 def refuses_to_load(folder, error, message):
     model = atp_llava(seed=4)
-    method(model).shifts = [0.125, 0.5]
+    method(model).load_runtime_state({"shifts": [0.125, 0.5]})
     before = {key: value.clone() for key, value in model.state_dict().items()}
     runtime, logits = method(model).runtime_state(), run(model)[0]
     with pytest.raises(error, match=message):

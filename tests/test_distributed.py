@@ -102,7 +102,11 @@ def refused(seeds: Any, targets: Any, sharded: bool = False, seed: int = 0) -> s
     try:
         tp.calibrate(in_fsdp(model) if sharded else model, batches, targets[rank()])
     except (ValueError, RuntimeError) as error:
-        assert method.runtime_state() == {"shifts": [0.0, 0.0], "max_kept": None, "budgets": []}
+        assert method.runtime_state() == {
+            "shifts": [[0.0, 0.0]] * 2,
+            "max_kept": None,
+            "budgets": [],
+        }
         return f"{type(error).__name__}: {error}"
     return "nothing"
 
@@ -182,7 +186,7 @@ def saved(folder: Path) -> Any:
     """Save the heads of a sharded model, and load them into another one."""
     model, other = spread_out(), spread_out(seed=1)
     expected = heads_of(model)
-    engine_of(model).method.shifts = [0.25, 0.0]
+    engine_of(model).method.shifts = [[0.25, 0.0], [0.5, 0.0]]
     given = in_fsdp(model)
     with torch.no_grad():
         model(**data((0,))[0])  # leaves parameters whole
@@ -193,7 +197,7 @@ def saved(folder: Path) -> Any:
     assert all(is_part(value) for value in loaded.values())
     for name, value in expected.items():
         assert torch.equal(whole(loaded[name]), value)
-    assert engine_of(other).method.shifts == [0.25, 0.0]
+    assert engine_of(other).method.shifts == [[0.25, 0.0], [0.5, 0.0]]
     return file
 
 
@@ -203,7 +207,7 @@ def test_sharded_heads_are_saved_once_and_loaded(two: Run, tmp_path: Path) -> No
     assert first == second
     assert [path.name for path in (tmp_path / "sharded").iterdir()] == [HEADS]
     model = spread_out()
-    engine_of(model).method.shifts = [0.25, 0.0]
+    engine_of(model).method.shifts = [[0.25, 0.0], [0.5, 0.0]]
     tp.save_heads(model, tmp_path / "alone")
     found, expected = (read(tmp_path / name) for name in ("sharded", "alone"))
     assert found[0] == expected[0]

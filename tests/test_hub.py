@@ -78,7 +78,7 @@ def test_the_card_says_what_the_heads_are(hub: Hub, model: Any) -> None:
     }
     assert "tp.wrap(model, 'somebody/heads')" in text
     assert "from_pretrained('someone/llava')" in text
-    assert "| 18 | 30 |" in text
+    assert "| 18 tokens per image | 30 |" in text
     assert "| POPE | 85.9123 |" in text
     assert r"| note | a\|b |" in text
     block = re.search(r"```json\n(.*?)```", text, re.DOTALL)

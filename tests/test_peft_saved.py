@@ -108,7 +108,7 @@ def test_a_copy_saves_its_own(base: Path, tmp_path: Path) -> None:
     engine_of(other).method.load_runtime_state({})
     other.save_pretrained(tmp_path / "saved")
     found = engine_of(tp.from_pretrained(tmp_path / "saved")).method
-    assert found.shifts == [0.0, 0.0]
+    assert found.shifts == [[0.0, 0.0]] * 2
 
 
 def test_the_trainer_s_checkpoints_have_both_and_resume(base: Path, tmp_path: Path) -> None:

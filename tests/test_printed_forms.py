@@ -54,8 +54,8 @@ def test_the_engine_says_which_budgets_are_calibrated_and_which_is_set():
     assert budget() == "budget: calibrated for 18, 24 tokens; now at 18"
     tp.set_budget(model, 20)
     assert budget() == "budget: calibrated for 18, 24 tokens; now at another setting"
-    shift = model.tokenprune.method.shifts[0]
-    assert f"at run time: shifts=[{round(shift, 4)}, " in repr(model.tokenprune)
+    shift = model.tokenprune.method.shifts[0][0]
+    assert f"at run time: shifts=[[{round(shift, 4)}, " in repr(model.tokenprune)
 
 
 def test_a_method_of_one_s_own_and_one_before_the_decoder():

@@ -33,7 +33,7 @@ def test_the_bar_expects_what_is_left(monkeypatch: Any) -> None:
     model = atp_llava()
     found = tp.calibrate(model, batches, [20.0, 26.0], progress=False)
     assert len(found) == 2
-    assert seen[0] == len(batches) * (3 + 2 * 9)
+    assert seen[0] == len(batches) * (2 + 2 * 9)
     assert 0.5 < seen[0] / seen[-1] < 2.5
     assert abs(seen[-2] - seen[-1]) <= 4 * len(batches)
     seen.clear()

@@ -17,11 +17,11 @@ from .support.tiny_llava import IMAGE, make_batch
 KEY = "tokenprune.method._extra_state"
 # Binary fractions and others, which no float32 holds.
 RUNTIME = {
-    "shifts": [0.1, -0.7],
+    "shifts": [[0.1, -0.7], [0.3, 0.0]],
     "max_kept": 21,
     "budgets": [
-        {"tokens": 18.2, "shifts": [0.1, -0.7], "max_kept": 21},
-        {"tokens": 24.0, "shifts": [-0.3, 0.0], "max_kept": None},
+        {"tokens": 18.2, "shifts": [[0.1, -0.7], [0.3, 0.0]], "max_kept": 21},
+        {"tokens": 24.0, "shifts": [[-0.3, 0.0], [0.1, 0.2]], "max_kept": None},
     ],
 }
 

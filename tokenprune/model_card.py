@@ -82,13 +82,20 @@ def card_of(
 def _budgets(found: list[dict[str, Any]]) -> str:
     if not found:
         return "None was calibrated: the configuration says what is kept."
-    head = ("mean tokens per image over all layers", "at most, after any step")
-    table = _table(head, [(f"{b['tokens']:g}", str(b["max_kept"] or "no cap")) for b in found])
-    tokens = [budget["tokens"] for budget in found]
-    between = f", or any between {min(tokens):g} and {max(tokens):g}" if len(tokens) > 1 else ""
+    head = ("mean over all layers", "at most, after any step")
+    rows: list[tuple[str, ...]] = [
+        (
+            f"{b['tokens']:g} tokens per image"
+            if "tokens" in b
+            else f"{b['share']:.4g} of each sample's tokens",
+            str(b["max_kept"] or "no cap"),
+        )
+        for b in found
+    ]
+    between = ", or any between two of a kind" if len(found) > 1 else ""
     return (
-        "Calibrated for the following; `tp.set_budget(model, tokens)` takes one of them"
-        f"{between}.\n\n{table}"
+        "Calibrated for the following; `tp.set_budget(model, budget)` takes one of them"
+        f"{between}.\n\n{_table(head, rows)}"
     )
 
 

@@ -247,12 +247,16 @@ class SettingsMachine(RuleBasedStateMachine):
                 tp.set_budget(self.model, goal)
         else:
             tp.set_budget(self.model, goal)
-            shifts = [np.interp(goal, tokens, [b["shifts"][n] for b in known]) for n in (0, 1)]
+            steps = range(len(known[0]["shifts"]))
+            shifts = [
+                [np.interp(goal, tokens, [b["shifts"][step][n] for b in known]) for n in (0, 1)]
+                for step in steps
+            ]
             around = known[max(np.searchsorted(tokens, goal, "right") - 1, 0) :]
             around = around[: 1 if around[0]["tokens"] == goal else 2]
             caps = {budget["max_kept"] for budget in around}
             runtime["max_kept"] = None if None in caps else max(caps)
             found = engine_of(self.model).method.runtime_state()["shifts"]
-            assert found == pytest.approx(shifts, abs=1e-9)
+            assert np.allclose(found, shifts, rtol=0, atol=1e-9)
             runtime["shifts"] = list(found)
         self.settings.runtime = runtime

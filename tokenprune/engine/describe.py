@@ -85,14 +85,22 @@ def _changed_fields(config: Any) -> str:
 def _budgets(budgets: list[dict[str, Any]], state: dict[str, Any]) -> str:
     if not budgets:
         return "not calibrated: call tokenprune.calibrate"
-    tokens = ", ".join(f"{budget['tokens']:g}" for budget in budgets)
-    now = [f"{budget['tokens']:g}" for budget in budgets if _is_at(budget, state)]
-    return f"calibrated for {tokens} tokens; now at {now[0] if now else 'another setting'}"
+    counts = ", ".join(f"{budget['tokens']:g}" for budget in budgets if "tokens" in budget)
+    shares = ", ".join(f"{budget['share']:.4g}" for budget in budgets if "share" in budget)
+    parts = [counts and f"{counts} tokens", shares and f"{shares} of each sample's tokens"]
+    now = [_target(budget) for budget in budgets if _is_at(budget, state)]
+    at = now[0] if now else "another setting"
+    return f"calibrated for {' and '.join(filter(None, parts))}; now at {at}"
+
+
+def _target(budget: dict[str, Any]) -> str:
+    return f"{budget['tokens']:g}" if "tokens" in budget else f"{budget['share']:.4g}"
 
 
 def _is_at(budget: dict[str, Any], state: dict[str, Any]) -> bool:
     """Return whether the method's state is a calibrated budget's, to four digits."""
-    settings = {name: value for name, value in budget.items() if name != "tokens"}
+    targets = ("tokens", "share")
+    settings = {name: value for name, value in budget.items() if name not in targets}
     return all(_rounded(state.get(name)) == _rounded(value) for name, value in settings.items())
 
 

@@ -72,9 +72,12 @@ class Matryoshka(Method):
         return pooled(context.hidden_states, layout, rows, cols)
 
     def set_budget(self, target_tokens: float) -> None:
-        """Choose the finest scale with no more tokens."""
+        """Choose the finest scale with no more tokens; a float up to 1 is a share of them."""
+        most = target_tokens
+        if isinstance(most, float) and 0 < most <= 1:
+            most *= self.side**2
         scales = range(1, self.side + 1)
-        fitting = (s for s in scales if math.ceil(self.side / s) ** 2 <= target_tokens)
+        fitting = (s for s in scales if math.ceil(self.side / s) ** 2 <= most)
         stride = next(fitting, None)
         if stride is None:
             raise ValueError(f"target_tokens={target_tokens}: expected 1 or more.")

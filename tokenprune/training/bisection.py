@@ -1,29 +1,32 @@
-"""Find the shifts of the thresholds at which the mean count meets a target."""
+"""Find the shifts of the thresholds at which a mean count meets a target."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 from ..methods.atp import ATP
-from .counting import Counting
+from ..methods.atp.budgets import unit_of
+from ..methods.atp.config import LARGEST_SHIFT
+from .counting import Count, Counting
 
-__all__ = ["find_budgets"]
+__all__ = ["SHIFT_COUNTS", "Shifting"]
 
-# A larger shift of the logits saturates every threshold at 0 or 1 in float32.
+# A larger shift of a logit near 0 saturates its threshold at 0 or 1 in float32.
 _LIMIT = 16.0
 _STEPS = 24
-_USUAL = 9  # counts for one target, until more is known
+SHIFT_COUNTS = 9
+"""Counts that one target usually takes."""
 _CLOSE = 0.003  # relative to the target; less than the difference between two sets of data
+_FAR = 0.02  # relative to the target: what is missed by more is refused
+# Grids come and go as a whole: if the count crosses the target in so small a range, one did.
+_JUMP = 1e-3
+_NEAR = 0.1
 
 
-def find_budgets(
-    counting: Counting, method: ATP, targets: list[float]
-) -> list[tuple[dict[str, Any], float]]:
-    """Find for each target the budget that meets it, and measure its mean.
-
-    Every rank finds the same, since each goes by the mean over all.
+class Shifting:
+    """Counts with shifts that all steps share, beside what each step has of its own.
 
     Parameters
     ----------
@@ -31,65 +34,143 @@ def find_budgets(
         Of the model and its batches.
     method : ATP
         The model's; its shifts are left at the last that was tried.
-    targets : list of float
+    targets : int
+        How many targets are to be met.
 
-    Returns
-    -------
-    list of (dict, float)
-        For each target, as in `ATP.budgets`; and the mean.
-
-    Raises
-    ------
-    ValueError
-        If a target is out of reach, or the batches hold no image.
+    Attributes
+    ----------
+    own : list of [float, float]
+        For each step, what is added to the shared shifts of θ_r and θ_s.
     """
 
-    def count(redundant: float, spatial: float) -> float:
-        method.shifts = [redundant, spatial]
-        return counting.mean_tokens()
+    def __init__(self, counting: Counting, method: ATP, targets: int) -> None:
+        self.counting, self.method = counting, method
+        config = method.config
+        self.own = [[0.0, 0.0] for _ in method.thresholds]
+        self.moves = tuple(name in config.prunings for name in ("redundant", "spatial"))
+        start = max(abs(config.start_redundant), abs(config.start_spatial))
+        self.limit = min(_LIMIT + start, LARGEST_SHIFT)
+        counting.expect(2 + SHIFT_COUNTS * targets)
+        self.most = self._count(-self.limit, -self.limit)
+        self.least = self._count(self.limit, self.limit)
 
-    counting.expect(3 + _USUAL * len(targets))
-    most, least = count(-_LIMIT, -_LIMIT), count(_LIMIT, _LIMIT)
-    grids_alone = count(_LIMIT, 0.0)
-    found: list[tuple[dict[str, Any], float]] = []
-
-    def bisect(one_count: Callable[[float], float], target: float) -> tuple[float, float, float]:
-        later = _USUAL * (len(targets) - len(found) - 1)
-        return _bisect(one_count, target, most, least, lambda n: counting.expect(n + later))
-
-    for target in targets:
+    def check(self, target: float) -> None:
+        """Raise ValueError if no shift reaches a target."""
+        unit = unit_of(target)
+        least, most = self.least.in_unit(unit), self.most.in_unit(unit)
         if not least < target <= most:
+            digits = ".1f" if unit == "tokens" else ".3f"
             raise ValueError(
-                f"target_tokens={target}: on these batches more than {least:.1f} (the layers "
-                f"before the first step, and what is never dropped) and up to {most:.1f} can be "
-                "reached."
+                f"target_tokens={target}: on these batches more than {least:{digits}} (the layers "
+                "before the first step, and what is never dropped) and up to "
+                f"{most:{digits}} can be reached."
             )
-        if "redundant" not in method.config.prunings:
-            _, spatial, measured = bisect(lambda shift: count(0.0, shift), target)
-            shifts = [0.0, spatial]
-        else:
-            spatial = 0.0
-            if grids_alone > target:
-                # Thin out the grids first, then fill up.
-                spatial, _, _ = bisect(lambda shift: count(_LIMIT, shift), target)
 
-            def beside_grids(shift: float, grids: float = spatial) -> float:
-                return count(shift, grids)
+    def meet(self, target: float, later: int = 0, near: float | None = None) -> tuple[float, Count]:
+        """Set the shared shifts so that the mean count is a target.
 
-            _, redundant, measured = bisect(beside_grids, target)
-            shifts = [redundant, spatial]
-        budget = {"tokens": target, "shifts": shifts, "max_kept": method.max_kept}
-        found.append((budget, measured))
-    return found
+        Both thresholds rise together. Where a grid as a whole is too much and without it there is
+        too little, θ_s leaves it out, and θ_r alone fills the rest.
+
+        Parameters
+        ----------
+        target : float
+            In the unit that `unit_of` says, within reach.
+        later : int
+            How many more counts are expected after these.
+        near : float, optional
+            A shift that is expected to be close.
+
+        Returns
+        -------
+        float
+            The shared shift of θ_r, or of θ_s where that alone moves.
+        Count
+            There.
+
+        Raises
+        ------
+        ValueError
+            If the nearest count is not close to the target.
+        """
+        unit = unit_of(target)
+        probes = [-1.0, 1.0] if near is None else [near - _NEAR, near + _NEAR]
+        ends = self.most.in_unit(unit), self.least.in_unit(unit)
+
+        def expect(more: int) -> None:
+            self.counting.expect(more + later)
+
+        def bisect(
+            count: Callable[[float], Count], high: float, probes: list[float], narrowest: float
+        ) -> _Found:
+            return _bisect(
+                count,
+                target,
+                (-self.limit, high),
+                ends,
+                probes,
+                narrowest,
+                near is not None,
+                expect,
+            )
+
+        both = all(self.moves)
+        narrowest = _JUMP if both else 0.0
+        found = bisect(lambda t: self._count(t, t), self.limit, probes, narrowest)
+        redundant = spatial = found.shift
+        if both and not found.close(target):
+            # Most shifts lie within ±1 of each other.
+            spatial = found.high
+            probes = [spatial - _NEAR, spatial - 1.0]
+            found = bisect(lambda t: self._count(t, spatial), spatial, probes, 0.0)
+            redundant = found.shift
+        self._set(redundant, spatial)
+        measured = found.counted.in_unit(unit)
+        allowed = max(_FAR * target, found.counted.one_token(unit))
+        if abs(measured - target) > allowed:
+            raise ValueError(
+                f"target_tokens={target}: the nearest that the thresholds reach on these batches "
+                f"is {measured:.4g}, since many scores are equal. With the spatial pruning alone "
+                "only whole grids can be kept: add strides, or the redundant pruning."
+            )
+        return redundant, found.counted
+
+    def _count(self, redundant: float, spatial: float) -> Count:
+        self._set(redundant, spatial)
+        return self.counting.count()
+
+    def _set(self, redundant: float, spatial: float) -> None:
+        """Set shifts that all steps share; that of a pruning which is off stays 0."""
+        self.method.shifts = [
+            [
+                max(-LARGEST_SHIFT, min(own + shared, LARGEST_SHIFT)) if moves else 0.0
+                for own, shared, moves in zip(pair, (redundant, spatial), self.moves, strict=True)
+            ]
+            for pair in self.own
+        ]
+
+
+class _Found(NamedTuple):
+    """The shift with the count closest to a target, and one at which it is at most the target."""
+
+    shift: float
+    counted: Count
+    high: float
+
+    def close(self, target: float) -> bool:
+        return abs(self.counted.in_unit(unit_of(target)) - target) <= _CLOSE * target
 
 
 def _bisect(
-    count: Callable[[float], float],
+    count: Callable[[float], Count],
     target: float,
-    above: float,
-    below: float,
+    ends: tuple[float, float],
+    counts: tuple[float, float],
+    probes: list[float],
+    narrowest: float,
+    straight: bool,
     expect: Callable[[int], None],
-) -> tuple[float, float, float]:
+) -> _Found:
     """Find where a decreasing count meets a target.
 
     Parameters
@@ -97,34 +178,47 @@ def _bisect(
     count : callable
         Shift → count.
     target : float
-    above, below : float
-        The counts at the ends of the range that is searched, or near them.
+    ends : (float, float)
+        The range of shifts that is searched.
+    counts : (float, float)
+        The counts there, or near them.
+    probes : list of float
+        Shifts to try first.
+    narrowest : float
+        Stop where so small a range still holds the target.
+    straight : bool
+        Whether to go by a straight line between the ends, where both were counted, every other
+        time; otherwise by the middle.
     expect : callable
         Told how many more counts may be needed.
-
-    Returns
-    -------
-    tuple
-        A shift at which the count is at most the target, the shift at which it is closest to it,
-        and the count there.
     """
-    low, high = -_LIMIT, _LIMIT
-    # Most shifts lie within ±1: probe there first.
-    probes = [-1.0, 1.0]
-    best, best_count = 0.0, float("inf")
+    unit = unit_of(target)
+    (low, high), (above, below) = ends, counts
+    counted = [False, False]
+    best: _Found | None = None
     for step in range(_STEPS):
         # Each count halves the range, and so roughly the counts at its ends.
         apart = max(above - below, 0.0) / (2 * _CLOSE * target)
         expect(min(math.ceil(math.log2(max(apart, 2.0))), _STEPS - step))
         inside = [shift for shift in probes if low < shift < high]
-        shift = inside[0] if inside else (low + high) / 2
-        found = count(shift)
-        if abs(found - target) < abs(best_count - target):
-            best, best_count = shift, found
-        if abs(found - target) <= _CLOSE * target:
-            break
-        if found > target:
-            low, above = shift, found
+        if inside:
+            shift = inside[0]
+        elif straight and all(counted) and step % 2 == 0 and above > below:
+            shift = low + (high - low) * (above - target) / (above - below)
         else:
-            high, below = shift, found
-    return (best if best_count <= target else high), best, best_count
+            shift = (low + high) / 2
+        found = count(shift)
+        value = found.in_unit(unit)
+        if best is None or abs(value - target) < abs(best.counted.in_unit(unit) - target):
+            best = _Found(shift, found, high)
+        if abs(value - target) <= _CLOSE * target:
+            break
+        if value > target:
+            low, above, counted[0] = shift, value, True
+        else:
+            high, below, counted[1] = shift, value, True
+        if high - low < narrowest:
+            break
+    assert best is not None
+    value = best.counted.in_unit(unit)
+    return best._replace(high=best.shift if value <= target else high)

@@ -13,18 +13,23 @@ from ..fields import MAX_TOKENS
 __all__ = ["batches_of", "cap", "finite_number", "targets"]
 
 
-def finite_number(given: object) -> float | None:
-    """Convert a number of any type to float; return None if it is no finite number."""
+def finite_number(given: object) -> int | float | None:
+    """Convert a number of any type to int or float; return None if it is no finite number.
+
+    Whole numbers stay whole: 1 is one token, and 1.0 is all of them.
+    """
     if not isinstance(given, Real) or isinstance(given, bool):
         return None
     try:
         number = float(given)
     except OverflowError:  # a whole number of hundreds of digits
         return None
-    return number if math.isfinite(number) else None
+    if not math.isfinite(number):
+        return None
+    return int(given) if isinstance(given, Integral) else number
 
 
-def targets(given: Any) -> list[float]:
+def targets(given: Any) -> list[int | float]:
     """Return the targets as a list; ValueError if they are none."""
     several = isinstance(given, Iterable) and not isinstance(given, str | Mapping)
     numbers = [finite_number(target) for target in (given if several else [given])]

@@ -8,14 +8,16 @@ from typing import Any
 
 from torch import nn
 
-from ..checks import shown
+from ..checks import require, shown
 from ..distributed import all_gather, is_part, is_sharded, together, whole, world_size
 from ..engine import engine_of
 from ..methods.atp import ATP
+from ..methods.atp.budgets import unit_of
 from ..saved import tensors_of
-from .bisection import find_budgets
+from .bisection import SHIFT_COUNTS, Shifting
 from .budget_arguments import batches_of, cap, finite_number, targets
 from .counting import Counting
+from .divergence import compare_next_tokens, lower_divergence
 from .progress import Progress
 
 __all__ = ["calibrate", "set_budget"]
@@ -26,16 +28,21 @@ def calibrate(
     batches: Iterable[Mapping[str, Any]],
     target_tokens: float | Sequence[float],
     *,
+    by: str = "count",
     max_kept: int | None = None,
     progress: bool | None = None,
 ) -> dict[float, float]:
     """Shift the thresholds until the mean number of kept tokens meets a budget.
 
-    Bisects a shift of the thresholds' logits that is the same for all samples, so that complex
-    images still keep more. Only θ_r is shifted, unless the spatial grids alone keep more than the
-    budget: then θ_s is shifted too. With spatial pruning only, θ_s is shifted alone, to the nearest
-    of the few levels it has. Needs no labels. Afterwards the model is at the last target;
-    `set_budget` sets another.
+    Shifts the thresholds' logits by the same for all samples, so that complex images still keep
+    more. By count, one shift of all steps' θ_r and θ_s is bisected; where one grid of the spatial
+    pruning would be too much, θ_s leaves it out and θ_r alone fills the rest. By divergence, each
+    step's thresholds then get a shift of their own, searched so that at the same budget the next
+    token's distribution stays closest to the unpruned model's: a search by coordinates, for which
+    some hundred prompts and 10 to 60 times as many forwards are needed. It moves tokens between
+    the steps, and is worth most where a budget is tight and the steps are many (docs/training.md).
+    Neither needs labels or a gradient; neither is in the paper. Afterwards the model is at the last
+    target; `set_budget` sets another.
 
     Where torch.distributed is initialised, it is one calibration over the batches of all ranks:
     each rank calls it with its own, and all end with the same shifts, those of one process with all
@@ -48,8 +55,11 @@ def calibrate(
         A model that is wrapped with ATP.
     batches : iterable of dict
         Arguments of the model's forward. Labels are used only to tell answers from prompts.
-    target_tokens : float or sequence of float
-        Mean visual tokens per image over all layers.
+    target_tokens : number or sequence of numbers
+        Mean visual tokens per image over all layers; or, as a float up to 1, the share of each
+        sample's own: 1 is one token, and 1.0 all.
+    by : {"count", "divergence"}
+        What the thresholds are chosen by at a budget.
     max_kept : int, optional
         Hard cap: a sample keeps at most this many visual tokens after any pruning step. (One more
         where a prompt ends in a visual token: the last token is always kept.)
@@ -59,13 +69,14 @@ def calibrate(
     Returns
     -------
     dict
-        target → mean measured on `batches`.
+        target → mean measured on `batches`, within 2 % of it or within one token of one image.
 
     Raises
     ------
     ValueError
         If a target is out of reach: not above what the layers before the first pruning step
-        compute, or above all tokens; if there are no batches, or they hold no image; if an argument
+        compute, or above all tokens; if it cannot be met, as few targets can with the spatial
+        pruning's whole grids alone; if there are no batches, or they hold no image; if an argument
         is of another type; if ranks differ in the targets or in the heads. The thresholds are then
         as they were.
     RuntimeError
@@ -79,27 +90,59 @@ def calibrate(
     {18.0: 18, 24.0: 24}
     """
     with together():
+        require(by in ("count", "divergence"), "by", by, "'count' or 'divergence'")
         method = _atp_of(model)
         wanted, most, own = targets(target_tokens), cap(max_kept), batches_of(batches)
-    _check_ranks(model, method, wanted, most)
+    _check_ranks(model, method, wanted, most, by)
     before = method.runtime_state()
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         method.max_kept = most
         with Progress(progress, "Calibrating", "batch") as bar:
-            found = find_budgets(Counting(model, own, bar), method, wanted)
+            found = _find(Counting(model, own, bar), method, wanted, by)
     except BaseException:
         method.load_runtime_state(before)
         raise
     finally:
         for module, training in modes.items():
             module.training = training
-    known = {budget["tokens"]: budget for budget in method.budgets}
-    known |= {budget["tokens"]: budget for budget, _ in found}
-    method.budgets = [known[tokens] for tokens in sorted(known)]
-    method.load_runtime_state({**found[-1][0], "budgets": method.budgets})
-    return {budget["tokens"]: measured for budget, measured in found}
+    known = {_key(budget): budget for budget in method.budgets}
+    known |= {_key(budget): budget for budget, _ in found}
+    last = found[-1][0]
+    state = {"shifts": last["shifts"], "max_kept": last["max_kept"]}
+    method.load_runtime_state({**state, "budgets": [known[key] for key in sorted(known)]})
+    return {_key(budget)[1]: measured for budget, measured in found}
+
+
+def _find(
+    counting: Counting, method: ATP, targets: list[int | float], by: str
+) -> list[tuple[dict[str, Any], float]]:
+    """Find for each target the budget that meets it, as in `ATP.budgets`, and measure its mean.
+
+    Every rank finds the same, since each goes by the mean over all.
+    """
+    if by == "divergence":
+        compare_next_tokens(counting)
+    shifting = Shifting(counting, method, len(targets))
+    for target in targets:
+        shifting.check(target)
+    found = []
+    for n, target in enumerate(targets):
+        later = SHIFT_COUNTS * (len(targets) - n - 1)
+        shared, count = shifting.meet(target, later)
+        if by == "divergence":
+            count = lower_divergence(shifting, target, shared, count, later)
+        unit = unit_of(target)
+        budget = {unit: float(target), "shifts": method.shifts, "max_kept": method.max_kept}
+        found.append((budget, count.in_unit(unit)))
+    return found
+
+
+def _key(budget: dict[str, Any]) -> tuple[str, float]:
+    """Return a budget's unit and target: shares sort before tokens, and rise."""
+    unit = "share" if "share" in budget else "tokens"
+    return unit, budget[unit]
 
 
 def set_budget(model: nn.Module, target_tokens: float) -> None:
@@ -113,8 +156,9 @@ def set_budget(model: nn.Module, target_tokens: float) -> None:
     ----------
     model : nn.Module
         A model that is wrapped with ATP or Matryoshka.
-    target_tokens : float
-        Mean visual tokens per image over all layers.
+    target_tokens : number
+        Mean visual tokens per image over all layers; or, as a float up to 1, the share of each
+        sample's own.
 
     Raises
     ------
@@ -147,7 +191,9 @@ def _atp_of(model: nn.Module) -> ATP:
     return method
 
 
-def _check_ranks(model: nn.Module, method: ATP, wanted: list[float], most: int | None) -> None:
+def _check_ranks(
+    model: nn.Module, method: ATP, wanted: list[int | float], most: int | None, by: str
+) -> None:
     """Check that all ranks calibrate the same heads to the same targets; if not, each raises."""
     if world_size() == 1:
         return
@@ -158,6 +204,7 @@ def _check_ranks(model: nn.Module, method: ATP, wanted: list[float], most: int |
     given = {
         "target_tokens": wanted,
         "max_kept": most,
+        "by": by,
         "the configuration": method.config,
         "what was calibrated before": method.budgets,
     }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +15,38 @@ from ..engine import engine_of, without_ddp
 from ..engine.record import Record
 from .progress import Progress
 
-__all__ = ["Counting"]
+__all__ = ["Count", "Counting"]
+
+
+@dataclass(frozen=True)
+class Count:
+    """What was counted on all batches of all ranks.
+
+    Attributes
+    ----------
+    tokens : float
+        Visual tokens per image, mean over all layers and all rows with images.
+    share : float
+        Of each row's own visual tokens, mean over all layers and rows.
+    images, own_tokens : int
+        Images, and their visual tokens before any was dropped.
+    divergence : float
+        Mean of what was compared on the way; NaN where nothing was.
+    """
+
+    tokens: float
+    share: float
+    images: int
+    own_tokens: int
+    divergence: float
+
+    def in_unit(self, unit: str) -> float:
+        """Return the count in "tokens" or as a "share"."""
+        return self.tokens if unit == "tokens" else self.share
+
+    def one_token(self, unit: str) -> float:
+        """Return what one token of one image is worth that stays in every layer."""
+        return 1 / self.images if unit == "tokens" else 1 / self.own_tokens
 
 
 class Counting:
@@ -27,6 +60,11 @@ class Counting:
         This rank's. Ranks may have different numbers of them, or none.
     progress : Progress
 
+    Attributes
+    ----------
+    compare : callable, optional
+        Called with a batch's number and the model's output; returns a number for each row.
+
     Raises
     ------
     ValueError
@@ -39,6 +77,7 @@ class Counting:
         self.model = without_ddp(model)
         self.batches = batches
         self.progress = progress
+        self.compare: Callable[[int, Any], list[float]] | None = None
         numbers = all_gather(len(batches))
         if not any(numbers):
             raise ValueError(
@@ -54,14 +93,26 @@ class Counting:
         self.passes = max(numbers) if sharded else len(batches)
 
     def expect(self, counts: int) -> None:
-        """Say how many more times `mean_tokens` may be called."""
+        """Say how many more times `count` may be called."""
         self.progress.expect(counts * self.passes)
 
     @torch.no_grad()
-    def mean_tokens(self) -> float:
-        """Measure the visual tokens per image, mean over all layers and all rows with images.
+    def run(self, each: Callable[[int, Any], None]) -> None:
+        """Run the model on this rank's batches, and give `each` their numbers and outputs."""
+        with together():
+            for number in range(self.passes):
+                own = number < len(self.batches)  # others run because other ranks do
+                batch = self.batches[number if own else -1]
+                output = self.model(**{**batch, "use_cache": False})
+                if own:
+                    each(number, output)
+                self.progress.advance()
 
-        The sums are of whole numbers, so how batches are split over ranks does not change them.
+    def count(self) -> Count:
+        """Count the visual tokens, and compare outputs if it was asked for.
+
+        How batches are split over ranks does not change the result: sums are of whole numbers, or
+        exact ones of floats.
 
         Raises
         ------
@@ -70,32 +121,52 @@ class Counting:
         RuntimeError
             If the model raised on another rank.
         """
-        kept, images, layers = 0, 0, 1
-        own = True
+        kept, images, own_tokens, layers = 0, 0, 0, 1
+        shares: list[float] = []
+        compared: list[float] = []
+        last: Record | None = None
 
-        def count(record: Record) -> None:
-            nonlocal kept, images, layers
-            if own:
-                kept += int((record.alive() & record.layout.mask).sum())
-                images += int((record.layout.image.amax(dim=1) + 1).sum())
-                layers = record.num_layers
+        def note(record: Record) -> None:
+            nonlocal last
+            last = record
+
+        def add(number: int, output: Any) -> None:
+            nonlocal kept, images, own_tokens, layers, last
+            if self.compare is not None:
+                compared.extend(self.compare(number, output))
+            if last is None:
+                return
+            layers = last.num_layers
+            counts = (last.alive() & last.layout.mask).sum(dim=(0, 2)).tolist()
+            own = last.layout.mask.sum(dim=1).tolist()
+            kept += sum(counts)
+            own_tokens += sum(own)
+            images += int((last.layout.image.amax(dim=1) + 1).sum())
+            pairs = zip(counts, own, strict=True)
+            shares.extend(few / (layers * many) for few, many in pairs if many)
+            last = None
 
         trackers = engine_of(self.model).trackers
-        trackers.append(count)
+        trackers.append(note)
         try:
-            with together():
-                for number in range(self.passes):
-                    own = number < len(self.batches)  # others run because other ranks do
-                    batch = self.batches[number if own else -1]
-                    self.model(**{**batch, "use_cache": False})
-                    self.progress.advance()
+            self.run(add)
         finally:
-            trackers.remove(count)
-        sums = all_gather((kept, images, layers))
-        images = sum(n for _, n, _ in sums)
+            trackers.remove(note)
+        told = all_gather((kept, images, own_tokens, layers, shares, compared))
+        images = sum(n for _, n, *_ in told)
         if not images:
             raise ValueError("batches hold no image: expected prompts with images.")
-        layers = max(n for *_, n in sums)
-        mean = sum(n for n, *_ in sums) / (layers * images)
-        self.progress.note(f"{mean:.1f} tokens")
-        return mean
+        layers = max(n for *_, n, _, _ in told)
+        found = Count(
+            tokens=sum(n for n, *_ in told) / (layers * images),
+            share=_mean([share for *_, of_rank, _ in told for share in of_rank]),
+            images=images,
+            own_tokens=sum(n for _, _, n, *_ in told),
+            divergence=_mean([value for *_, of_rank in told for value in of_rank]),
+        )
+        self.progress.note(f"{found.tokens:.1f} tokens")
+        return found
+
+
+def _mean(values: list[float]) -> float:
+    return math.fsum(values) / len(values) if values else math.nan

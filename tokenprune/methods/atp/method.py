@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...checks import is_number, require, shown
+from ...checks import shown
 from ...config import ModelFacts
-from ...fields import MAX_TOKENS, integer, number, optional, tuple_of
 from ..base import Method
 from ..context import Context, Criterion, Selection, Trace
 from ..registry import register_method
 from ..selecting import highest
-from .config import LARGEST_SHIFT, ATPConfig
+from .budgets import budgets_of, cap_of, shifts_of, unit_of
+from .config import ATPConfig
 from .heads import ThresholdHeads, cells_of
 from .loss import TargetLoss, atp_loss
 from .scores import cross_score, normalise, redundant_score, self_score, text_score
@@ -58,12 +58,12 @@ class ATP(Method):
 
     Attributes
     ----------
-    shifts : list of float
-        Added to the logits of θ_r and θ_s, which moves between calibrated budgets.
+    shifts : list of [float, float]
+        For each step, added to the logits of its θ_r and θ_s: what `calibrate` finds.
     max_kept : int, optional
         At most so many visual tokens per sample stay after each step.
     budgets : list of dict
-        What `calibrate` has found, as {"tokens", "shifts", "max_kept"}.
+        What `calibrate` has found, as {"tokens" or "share", "shifts", "max_kept"}.
     """
 
     needs = frozenset({"visual", "prompt"})
@@ -82,7 +82,7 @@ class ATP(Method):
         self.thresholds = nn.ModuleList(
             ThresholdHeads(config.grid, config.hidden, start) for _ in config.layers
         )
-        self.shifts = [0.0, 0.0]
+        self.shifts = [[0.0, 0.0] for _ in config.layers]
         self.max_kept: int | None = None
         self.budgets: list[dict[str, Any]] = []
 
@@ -151,9 +151,10 @@ class ATP(Method):
         places: Places = context.memory
         cells = places.cells.gather(1, context.positions)
         logits = self.thresholds[context.step](shares, context.layout.mask, cells)
-        if any(self.shifts):
+        shifts = self.shifts[context.step]
+        if any(shifts):
             # As numbers: a tensor made of them here would wait for the device.
-            parts = zip(logits.unbind(dim=1), self.shifts, strict=True)
+            parts = zip(logits.unbind(dim=1), shifts, strict=True)
             logits = torch.stack([logit + shift for logit, shift in parts], dim=1)
         # Infinite logits would pass as thresholds of 0 or 1.
         thresholds = torch.where(logits.isfinite(), logits.sigmoid(), torch.nan)
@@ -188,20 +189,21 @@ class ATP(Method):
 
     def set_budget(self, target_tokens: float) -> None:
         """Set the thresholds for a budget that is calibrated, or between two that are."""
-        budgets = self.budgets
-        known = [budget["tokens"] for budget in budgets]
+        unit = unit_of(target_tokens)
+        budgets = [budget for budget in self.budgets if unit in budget]
+        known = [budget[unit] for budget in budgets]
         if not known or not known[0] <= target_tokens <= known[-1]:
             raise ValueError(
                 f"target_tokens={target_tokens} is outside the calibrated budgets {known}: call "
                 "tokenprune.calibrate(model, batches, [..]) with targets on both sides of it."
             )
-        above = next(n for n, tokens in enumerate(known) if tokens >= target_tokens)
+        above = next(n for n, value in enumerate(known) if value >= target_tokens)
         below = max(above - 1, 0) if known[above] > target_tokens else above
         low, high = budgets[below], budgets[above]
         span = known[above] - known[below]
         part = (target_tokens - known[below]) / span if span else 0.0
-        both = zip(low["shifts"], high["shifts"], strict=True)
-        self.shifts = [a + (b - a) * part for a, b in both]
+        steps = zip(low["shifts"], high["shifts"], strict=True)
+        self.shifts = [[a + (b - a) * part for a, b in zip(*pairs, strict=True)] for pairs in steps]
         caps = {low["max_kept"], high["max_kept"]}
         self.max_kept = None if None in caps else max(caps)
 
@@ -218,39 +220,13 @@ class ATP(Method):
             If the state is not what `runtime_state` gives. Nothing is then changed.
         """
         try:
-            shifts = _shifts(state.get("shifts", (0.0, 0.0)))
-            max_kept = _CAP("max_kept", state.get("max_kept"))
-            budgets = _budgets(state.get("budgets", ()))
+            steps = len(self.thresholds)
+            shifts = shifts_of(state.get("shifts", (0.0, 0.0)), steps)
+            max_kept = cap_of(state.get("max_kept"))
+            budgets = budgets_of(state.get("budgets", ()), steps)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"runtime={shown(state)}: expected shifts, max_kept and budgets as save_heads "
                 f"writes them ({error})."
             ) from error
         self.shifts, self.max_kept, self.budgets = shifts, max_kept, budgets
-
-
-_SHIFT = number(least=-LARGEST_SHIFT, most=LARGEST_SHIFT)
-_TWO_SHIFTS = f"two numbers between -{LARGEST_SHIFT:g} and {LARGEST_SHIFT:g}"
-_SHIFTS = tuple_of(_SHIFT, _TWO_SHIFTS, least=2, most=2)
-_CAP = optional(integer(1, MAX_TOKENS))
-_MOST_BUDGETS = 10_000
-
-
-def _shifts(given: Any) -> list[float]:
-    return [float(shift) for shift in _SHIFTS("shifts", given)]
-
-
-def _budgets(given: Any) -> list[dict[str, Any]]:
-    """Check budgets with rising targets, which `ATP.set_budget` interpolates between."""
-    ok = isinstance(given, list | tuple) and len(given) <= _MOST_BUDGETS
-    require(ok, "budgets", given, f"a list of at most {_MOST_BUDGETS}")
-    budgets = []
-    least = 0.0
-    for budget in given:
-        tokens = budget["tokens"]
-        expected = f"numbers above 0, at most {MAX_TOKENS}, each above the one before"
-        require(is_number(tokens) and least < tokens <= MAX_TOKENS, "tokens", tokens, expected)
-        least = float(tokens)
-        shifts, cap = _shifts(budget["shifts"]), _CAP("max_kept", budget["max_kept"])
-        budgets.append({"tokens": least, "shifts": shifts, "max_kept": cap})
-    return budgets
