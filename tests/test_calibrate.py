@@ -9,36 +9,8 @@ from hypothesis import strategies as st
 import tokenprune as tp
 from tokenprune.engine import engine_of
 
+from .support.calibrating import LAYERS, PROMPTS, data, measured, spread_out, state
 from .support.tiny_llava import IMAGE, VISUAL_TOKENS, make_batch, tiny_llava, with_labels
-from .support.wrapping import wrapped_llava
-
-LAYERS = (1, 3)  # of 6: the layers before the first module cost 12 of 36 tokens
-PROMPTS = ((4, IMAGE, 6), (2, IMAGE, 9), (5, IMAGE, 4))
-
-
-def spread_out(**options):
-    """A wrapped model whose thresholds differ from picture to picture."""
-    model = wrapped_llava(tp.ATPConfig(layers=LAYERS, target_tokens=18.0, **options))
-    for heads in engine_of(model).method.thresholds:
-        torch.nn.init.normal_(heads.heads.weight, std=0.5)
-    return model
-
-
-def data(seeds=range(3)):
-    return [make_batch(PROMPTS, seed=seed) for seed in seeds]
-
-
-@torch.no_grad()
-def measured(model, batches):
-    """Kept visual tokens: (layers, samples)."""
-    with tp.track(model) as run:
-        for batch in batches:
-            model(**batch)
-    return run.kept()
-
-
-def state(model):
-    return engine_of(model).method.runtime_state()
 
 
 @pytest.fixture(scope="module")
@@ -238,119 +210,12 @@ def test_labels_tell_answers_from_prompts():
     assert found[0] == found[1]
 
 
-def test_set_budget_goes_between_what_was_calibrated():
-    model = spread_out()
-    with pytest.raises(ValueError, match=r"outside the calibrated budgets \[\].*calibrate"):
-        tp.set_budget(model, 20.0)
-    batches = data(range(2))
-    tp.calibrate(model, batches, [16.0, 20.0, 28.0])
-    budgets = {b["tokens"]: b["shifts"] for b in state(model)["budgets"]}
-    for tokens, shifts in budgets.items():
-        tp.set_budget(model, tokens)
-        assert state(model)["shifts"] == shifts
-    tp.set_budget(model, 22.0)
-    low, high = np.array(budgets[20.0]), np.array(budgets[28.0])
-    assert np.allclose(state(model)["shifts"], 0.75 * low + 0.25 * high)
-    means = []
-    for tokens in (16.0, 18.0, 20.0, 22.0, 25.0, 28.0):
-        tp.set_budget(model, tokens)
-        means.append(measured(model, batches).mean())
-    assert means == sorted(means)
-    assert means[1] == pytest.approx(18.0, abs=1.5)
-    before = state(model)
-    for outside in (15.9, 28.1):
-        with pytest.raises(ValueError, match=rf"target_tokens={outside} is outside"):
-            tp.set_budget(model, outside)
-    assert state(model) == before
-
-
-def test_set_budget_takes_the_wider_cap():
-    model, batches = spread_out(), data(range(1))
-    tp.calibrate(model, batches, 16.0, max_kept=10)
-    tp.calibrate(model, batches, 20.0, max_kept=22)
-    tp.set_budget(model, 18.0)
-    assert state(model)["max_kept"] == 22
-    tp.set_budget(model, 16.0)
-    assert state(model)["max_kept"] == 10
-    tp.calibrate(model, batches, 26.0)
-    tp.set_budget(model, 23.0)
-    assert state(model)["max_kept"] is None
-
-
-def test_calibrating_again_replaces_a_budget():
-    model, batches = spread_out(), data(range(1))
-    tp.calibrate(model, batches, [16.0, 20.0])
-    tp.calibrate(model, batches, 16.0, max_kept=9)
-    assert [(b["tokens"], b["max_kept"]) for b in state(model)["budgets"]] == [
-        (16.0, 9),
-        (20.0, None),
-    ]
-
-
 def test_only_atp_can_be_calibrated():
     model = tp.wrap(tiny_llava(), tp.RandomConfig(layers=LAYERS, keep=(18, 9)))
     with pytest.raises(ValueError, match=r"Random, which has no thresholds.*expected ATP"):
         tp.calibrate(model, data(range(1)), 18.0)
     with pytest.raises(ValueError, match="not wrapped"):
         tp.calibrate(tiny_llava(), data(range(1)), 18.0)
-
-
-def test_a_share_is_of_each_samples_own_tokens():
-    """A row of two images and a row of one count alike, whatever their numbers of tokens."""
-    model = spread_out()
-    batches = [make_batch([(3, IMAGE, 2, IMAGE, 4), (7, IMAGE, 1)], seed=9), *data(range(1))]
-    found = tp.calibrate(model, batches, [0.5, 20, 0.7])
-    assert [(set(b) & {"tokens", "share"}) for b in state(model)["budgets"]] == [
-        {"share"},
-        {"share"},
-        {"tokens"},
-    ]
-    own = np.array([2, 1, 1, 1, 1]) * VISUAL_TOKENS
-    for target in (0.5, 0.7):
-        tp.set_budget(model, target)
-        share = (measured(model, batches).mean(axis=0) / own).mean()
-        assert share == pytest.approx(found[target])
-        assert share == pytest.approx(target, rel=0.02)
-    tp.set_budget(model, 0.6)
-    low, high = (np.array(b["shifts"]) for b in state(model)["budgets"][:2])
-    assert np.allclose(state(model)["shifts"], (low + high) / 2)
-    with pytest.raises(ValueError, match=r"target_tokens=0\.71 is outside .*0\.5.*0\.7"):
-        tp.set_budget(model, 0.71)
-
-
-def divergence(model, batches):
-    """Mean KL of the pruned next-token distribution from the unpruned one, computed apart."""
-    values = []
-    for batch in batches:
-        with torch.no_grad():
-            pruned = model(**batch).logits
-            with tp.paused(model):
-                whole = model(**batch).logits
-        last = batch["attention_mask"].cumsum(dim=1).argmax(dim=1)
-        rows = torch.arange(len(last))
-        p, q = (x[rows, last].double().log_softmax(-1) for x in (whole, pruned))
-        values += (p.exp() * (p - q)).sum(-1).tolist()
-    return np.mean(values)
-
-
-def test_by_divergence_the_budget_is_split_between_the_steps():
-    batches = data(range(1))
-    by_count, by_divergence = (spread_out(prunings=("redundant",)) for _ in range(2))
-    by_divergence.load_state_dict(by_count.state_dict())
-    tp.calibrate(by_count, batches, 18.0)
-    found = tp.calibrate(by_divergence, batches, 18.0, by="divergence")
-    assert measured(by_divergence, batches).mean() == pytest.approx(found[18.0])
-    assert found[18.0] == pytest.approx(18.0, rel=0.02)
-    one, other = (pair[0] for pair in state(by_count)["shifts"])
-    assert one == other
-    one, other = (pair[0] for pair in state(by_divergence)["shifts"])
-    assert one != other
-    assert divergence(by_divergence, batches) < divergence(by_count, batches)
-
-
-def test_what_it_goes_by_is_one_of_two():
-    with pytest.raises(ValueError, match=r"by='accuracy'.*'count' or 'divergence'"):
-        tp.calibrate(spread_out(), data(range(1)), 18.0, by="accuracy")
 
 
 @settings(max_examples=15, deadline=None)

@@ -38,5 +38,5 @@ def test_the_bar_expects_what_is_left(monkeypatch: Any) -> None:
     assert abs(seen[-2] - seen[-1]) <= 4 * len(batches)
     seen.clear()
     with pytest.raises(ValueError, match="can be reached"):
-        tp.calibrate(model, batches, [1.0], progress=False)
+        tp.calibrate(model, batches, [1], progress=False)
     assert len(seen) == 1

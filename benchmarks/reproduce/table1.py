@@ -75,7 +75,7 @@ def to_budget(model: Any, setting: Setting, share: float, block: str, seed: int)
     low, high = -4.0, 4.0
     for _ in range(9):
         shift = (low + high) / 2
-        method.shifts = [shift, 0.0]
+        method.shifts = [[shift, 0.0]] * len(LAYERS)
         few = measured(model, batches)["final_tokens"] < share * total
         low, high = (low, shift) if few else (shift, high)
 

@@ -38,8 +38,8 @@ def saved() -> tuple[bytes, str, dict[str, torch.Tensor]]:
     torch.manual_seed(0)
     model = new_model()
     method: Any = engine_of(model).method
-    method.shifts, method.max_kept = [0.25, -0.5], 30
-    method.budgets = [{"tokens": 18.0, "shifts": [0.25, -0.5], "max_kept": 30}]
+    method.shifts, method.max_kept = [[0.25, -0.5]] * 2, 30
+    method.budgets = [{"tokens": 18.0, "shifts": method.shifts, "max_kept": 30}]
     with TemporaryDirectory() as folder:
         tp.save_heads(model, folder)
         about, tensors = read(Path(folder))

@@ -37,7 +37,7 @@ def new_model() -> Any:
 
 def set_all(model: Any, value: float) -> None:
     method: Any = engine_of(model).method
-    method.shifts = [value / SCALE, -value / SCALE]
+    method.shifts = [[value / SCALE, -value / SCALE]] * 2
     with torch.no_grad():
         for parameter in method.parameters():
             parameter.fill_(value)
@@ -49,7 +49,7 @@ def value_of(model: Any) -> float:
     values = torch.cat([parameter.detach().flatten() for parameter in method.parameters()])
     assert (values == values[0]).all()
     value = float(values[0])
-    assert method.shifts == [value / SCALE, -value / SCALE]
+    assert method.shifts == [[value / SCALE, -value / SCALE]] * 2
     return value
 
 

@@ -101,7 +101,7 @@ class Shifting:
             self.counting.expect(more + later)
 
         def bisect(
-            count: Callable[[float], Count], high: float, probes: list[float], narrowest: float
+            count: Callable[[float], Count], high: float, probes: list[float], jumps: bool
         ) -> _Found:
             return _bisect(
                 count,
@@ -109,29 +109,27 @@ class Shifting:
                 (-self.limit, high),
                 ends,
                 probes,
-                narrowest,
+                jumps,
                 near is not None,
                 expect,
             )
 
         both = all(self.moves)
-        narrowest = _JUMP if both else 0.0
-        found = bisect(lambda t: self._count(t, t), self.limit, probes, narrowest)
+        found = bisect(lambda t: self._count(t, t), self.limit, probes, both)
         redundant = spatial = found.shift
         if both and not found.close(target):
             # Most shifts lie within ±1 of each other.
             spatial = found.high
             probes = [spatial - _NEAR, spatial - 1.0]
-            found = bisect(lambda t: self._count(t, spatial), spatial, probes, 0.0)
+            found = bisect(lambda t: self._count(t, spatial), spatial, probes, False)
             redundant = found.shift
         self._set(redundant, spatial)
-        measured = found.counted.in_unit(unit)
-        allowed = max(_FAR * target, found.counted.one_token(unit))
-        if abs(measured - target) > allowed:
+        if not found.met(target):
             raise ValueError(
                 f"target_tokens={target}: the nearest that the thresholds reach on these batches "
-                f"is {measured:.4g}, since many scores are equal. With the spatial pruning alone "
-                "only whole grids can be kept: add strides, or the redundant pruning."
+                f"is {found.counted.in_unit(unit):.4g}, since many scores are equal. With the "
+                "spatial pruning alone only whole grids can be kept: add strides, or the redundant "
+                "pruning."
             )
         return redundant, found.counted
 
@@ -160,6 +158,11 @@ class _Found(NamedTuple):
     def close(self, target: float) -> bool:
         return abs(self.counted.in_unit(unit_of(target)) - target) <= _CLOSE * target
 
+    def met(self, target: float) -> bool:
+        unit = unit_of(target)
+        allowed = max(_FAR * target, self.counted.one_token(unit))
+        return abs(self.counted.in_unit(unit) - target) <= allowed
+
 
 def _bisect(
     count: Callable[[float], Count],
@@ -167,7 +170,7 @@ def _bisect(
     ends: tuple[float, float],
     counts: tuple[float, float],
     probes: list[float],
-    narrowest: float,
+    jumps: bool,
     straight: bool,
     expect: Callable[[int], None],
 ) -> _Found:
@@ -184,8 +187,8 @@ def _bisect(
         The counts there, or near them.
     probes : list of float
         Shifts to try first.
-    narrowest : float
-        Stop where so small a range still holds the target.
+    jumps : bool
+        Whether to stop where a small range still holds the target, even if it is not met.
     straight : bool
         Whether to go by a straight line between the ends, where both were counted, every other
         time; otherwise by the middle.
@@ -217,7 +220,7 @@ def _bisect(
             low, above, counted[0] = shift, value, True
         else:
             high, below, counted[1] = shift, value, True
-        if high - low < narrowest:
+        if high - low < _JUMP and (jumps or best.met(target)):
             break
     assert best is not None
     value = best.counted.in_unit(unit)
