@@ -215,6 +215,12 @@ def test_track_equals_numpy_on_everything(shared):
         assert (found["min"], found["max"]) == pytest.approx((values.min(), values.max()))
         for percent in (5, 50, 95):
             assert found[f"p{percent}"] == pytest.approx(np.percentile(values, percent))
+    thresholds = np.concatenate([stats.thresholds for stats in seen], axis=1).astype(float)
+    assert thresholds.shape == (2, 6, 2)
+    for step, values in zip(summary["thresholds"], thresholds, strict=True):
+        assert [found["std"] for found in step] == pytest.approx(values.std(axis=0))
+        assert [found["p95"] for found in step] == pytest.approx(np.percentile(values, 95, axis=0))
+    assert seen[0].threshold_spread == pytest.approx(seen[0].thresholds.std(axis=1), rel=1e-4)
     for name in ("kv_bytes", "kv_bytes_unpruned", "prefill_flops", "prefill_flops_unpruned"):
         column = np.concatenate([getattr(stats, name) for stats in seen])
         assert (tracker.column(name) == column).all()

@@ -14,7 +14,7 @@ from tokenprune.measure.report.charts import by_layer, histogram
 from .families import FAMILIES
 from .support.drawing import picture
 from .support.reports import ATP, EVIL, PICTURE, tracked
-from .support.tiny_llava import IMAGE, make_batch
+from .support.tiny_llava import IMAGE, make_batch, tiny_llava
 from .support.wrapping import wrapped_llava
 
 
@@ -171,6 +171,15 @@ def test_easiest_and_hardest_come_first_and_a_run_without_pictures_has_its_figur
     assert "No pictures" in none
     for n, layer in enumerate(run.summary()["per_layer"]):
         assert f'<th scope="row">{n}</th><td>{layer["mean"]:.1f}</td>' in page
+    for layer, step in zip((1, 3), run.summary()["thresholds"], strict=True):
+        for n, spread in enumerate(step):
+            cells = f"<td>{n}</td><td>{spread['mean']:.4f}</td><td>{spread['std']:.4f}</td>"
+            assert f'<th scope="row">{layer}</th>{cells}' in page
+    fixed = tp.wrap(tiny_llava(), tp.FastVConfig(layer=1, keep=9))
+    run, _ = tracked(fixed, [one()], [PICTURE])
+    assert run.summary()["thresholds"] == [[]]
+    page = tp.report(run, tmp_path / "fixed.html").read_text(encoding="utf-8")
+    assert "threshold-spreads" not in page
 
 
 def test_charts_lie_where_the_figures_are():

@@ -95,6 +95,11 @@ class PruneStats:
         """Visual tokens after the last pruning step: int64, (batch,)."""
         return self.kept[-1]
 
+    @property
+    def threshold_spread(self) -> np.ndarray:
+        """Standard deviation over the samples: float64, (steps, n); NaN where there is none."""
+        return self.thresholds.std(axis=1, dtype=np.float64)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as JSON types, without the arrays over positions."""
         left_out = {"alive", "visual", "row", "col", "image", "frame", "grid"}

@@ -18,11 +18,10 @@ from ..engine.record import Record
 from .cost import DecoderShape
 from .explanation import explanation_of
 from .kept import KeptSample, panels_of
+from .spread import PERCENTILES, spread_of, spreads_of_thresholds
 from .stats import PruneStats, in_words
 
 __all__ = ["Tracker"]
-
-_PERCENTILES = (5, 50, 95)
 
 
 class Tracker:
@@ -56,6 +55,7 @@ class Tracker:
         self._shape = shape
         self._lock = threading.Lock()
         self._kept: list[np.ndarray] = []
+        self._thresholds: list[np.ndarray] = []
         self._count = 0
         self._columns: dict[str, list[np.ndarray]] = {
             name: []
@@ -102,6 +102,7 @@ class Tracker:
             self._count += stats.kept.shape[1]
             self.method = record.method
             self._kept.append(stats.kept)
+            self._thresholds.append(stats.thresholds)
             self._pruning_layers = stats.pruning_layers
             for name, values in self._columns.items():
                 values.append(getattr(stats, name))
@@ -134,7 +135,9 @@ class Tracker:
         with together():
             if self._synced:
                 raise RuntimeError("run.sync() was called before: this run has all ranks' samples.")
-        told = all_gather((self._pruning_layers, self._kept, self._columns, self.samples))
+        told = all_gather(
+            (self._pruning_layers, self._kept, self._columns, self.samples, self._thresholds)
+        )
         told = [rank for rank in told if rank[1]]
         layers = {(pruned, kept[0].shape[0]) for pruned, kept, *_ in told}
         if len(layers) > 1:
@@ -145,12 +148,13 @@ class Tracker:
         with self._lock:
             self._synced = True
             self._kept = [array for _, kept, *_ in told for array in kept]
+            self._thresholds = [array for *_, thresholds in told for array in thresholds]
             self._columns = {
-                name: [array for _, _, columns, _ in told for array in columns[name]]
+                name: [array for _, _, columns, *_ in told for array in columns[name]]
                 for name in self._columns
             }
             self.samples, first = [], 0
-            for _, kept, _, samples in told:
+            for _, kept, _, samples, _ in told:
                 self.samples += [replace(each, number=first + each.number) for each in samples]
                 first += sum(array.shape[1] for array in kept)
             self._last = threading.local()  # what is kept now would have another number
@@ -245,7 +249,8 @@ class Tracker:
 
         ``per_layer`` has for each decoder layer the mean, the standard deviation and percentiles of
         the visual tokens it computed on; ``tokens`` has the same for each sample's mean over the
-        layers.
+        layers, and ``thresholds`` for each of the thresholds of each pruning step: how far they
+        differ between samples. It is None for a step without thresholds.
 
         Raises
         ------
@@ -259,8 +264,9 @@ class Tracker:
             "visual_tokens": float(self.column("visual_tokens").mean()),
             "mean_tokens": float(kept.mean()),
             "final_tokens": float(kept[-1].mean()),
-            "tokens": _spread(kept.mean(axis=0)),
-            "per_layer": [_spread(layer) for layer in kept],
+            "tokens": spread_of(kept.mean(axis=0)),
+            "per_layer": [spread_of(layer) for layer in kept],
+            "thresholds": spreads_of_thresholds(self._thresholds),
             **{
                 name: float(self.column(name).mean())
                 for name in self._columns
@@ -275,7 +281,7 @@ class Tracker:
             title=f"Visual tokens kept, {summary['samples']} samples of "
             f"{summary['visual_tokens']:.0f}; pruned after layers {summary['pruning_layers']}",
         )
-        names = ("mean", "std", *(f"p{p}" for p in _PERCENTILES))
+        names = ("mean", "std", *(f"p{p}" for p in PERCENTILES))
         for name in ("layer", *names):
             table.add_column(name, justify="right")
         for layer, spread in enumerate(summary["per_layer"]):
@@ -287,13 +293,3 @@ class Tracker:
     def to_json(self) -> str:
         """Return the summary as JSON text."""
         return json.dumps(self.summary(), indent=2)
-
-
-def _spread(values: np.ndarray) -> dict[str, float]:
-    return {
-        "mean": float(values.mean()),
-        "std": float(values.std()),
-        "min": float(values.min()),
-        **{f"p{p}": float(np.percentile(values, p)) for p in _PERCENTILES},
-        "max": float(values.max()),
-    }

@@ -106,6 +106,12 @@ def _page(run: Tracker, title: str, pictures: int) -> str:
         saved=saved,
         when=steps_in_words(tuple(summary["pruning_layers"])),
         layers=by_layer(summary["per_layer"], summary["visual_tokens"]),
+        thresholds=[
+            (layer, number, spread)
+            for layer, spreads in zip(summary["pruning_layers"], summary["thresholds"], strict=True)
+            for number, spread in enumerate(spreads)
+            if spread is not None
+        ],
         spread=histogram(kept.mean(axis=0)),
         groups=[(name, [shown.index(sample) for sample in samples]) for name, samples in groups],
         samples=[sample_data(sample, kept[:, sample.number]) for sample in shown],
