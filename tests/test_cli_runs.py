@@ -101,6 +101,22 @@ def test_calibrate_writes_what_the_python_api_does(
     assert found["heads"] == str(heads)
 
 
+def test_calibrate_chooses_by_what_it_is_told(
+    shallow: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def spy(*given: Any, by: str) -> Any:
+        seen.append(by)
+        return tp.calibrate(*given)
+
+    monkeypatch.setattr("tokenprune.cli.heads.calibrate", spy)
+    arguments = ("--budget", "50%", "--out", tmp_path, "--samples", 1, "--layers", "0,2")
+    figures("calibrate", shallow, pictures, *arguments, "--by", "divergence")
+    figures("calibrate", shallow, pictures, *arguments)
+    assert seen == ["divergence", "count"]
+
+
 def test_evaluate_measures_what_the_python_api_does(
     calibrated: tuple[Path, Any], pictures: Path, tmp_path: Path
 ) -> None:
@@ -227,6 +243,7 @@ def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(
         ("calibrate nowhere D --budget 25%", "'nowhere' is no folder here"),
         ("calibrate S D --budget 25% --device warp", "--device warp"),
         ("calibrate S D --budget 5 --samples 1", "5"),
+        ("calibrate S D --budget 0.5% --samples 1", "--budget 0.5%: expected more than one"),
         ("train S D --budget 25% --resume --out none", "--resume: there is no checkpoint in none"),
         ("draw M absent.png what --method fastv", "absent.png"),
     ],

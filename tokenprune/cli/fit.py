@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +23,14 @@ from .options import (
 
 __all__ = ["calibrate", "train"]
 
+
+class By(str, Enum):
+    """What the thresholds are chosen by at a budget, as `tokenprune.calibrate` takes it."""
+
+    count = "count"
+    divergence = "divergence"
+
+
 HeadsOption = Annotated[Path, typer.Option(help="Folder to write the heads to.")]
 _HEADS = Path("heads")
 
@@ -38,6 +47,13 @@ def calibrate(
     layers: LayersOption = None,
     images: ImagesOption = None,
     samples: Annotated[int, typer.Option(min=1, help="Questions to use, the first.")] = 64,
+    by: Annotated[
+        By,
+        typer.Option(
+            help="By the count alone, or by the divergence from the unpruned model's next token: "
+            "slower, better at small budgets."
+        ),
+    ] = By.count,
     batch: BatchOption = 8,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
@@ -52,7 +68,7 @@ def calibrate(
 
     where = (data, images)
     found = calibrated(
-        model, where, budget, layers, samples, batch, out, device, dtype and dtype.value
+        model, where, budget, layers, samples, by.value, batch, out, device, dtype and dtype.value
     )
     _say_heads(found, as_json)
 

@@ -46,7 +46,15 @@ class _Calibration:
         self.model, self.given, self.rows = model, given, len(rows)
         self.batches = Batches(rows, PromptCollator(processor), size, model.device)
         self.tokens = mean_visual_tokens(model, self.batches)
-        self.targets = [budget.of(self.tokens) for budget in given]
+        self.targets = [self._target(budget) for budget in given]
+
+    def _target(self, budget: Budget) -> float:
+        target = budget.of(self.tokens)
+        if target <= 1:  # a float up to 1 would be a share
+            raise CommandError(
+                f"--budget {budget}: expected more than one of the {self.tokens:.1f} visual tokens."
+            )
+        return target
 
     def wrap(self, layers: Layers | None, seed: int) -> None:
         """Wrap the model with new heads."""
@@ -56,13 +64,13 @@ class _Calibration:
         target = share * facts_of(self.model).visual_tokens
         wrap(self.model, ATPConfig(layers=layers, target_tokens=target))
 
-    def to(self, targets: Sequence[float]) -> dict[float, float]:
+    def to(self, targets: Sequence[float], by: str = "count") -> dict[float, float]:
         """Calibrate to budgets in tokens; the last is then set."""
-        return calibrate(self.model, self.batches, targets)
+        return calibrate(self.model, self.batches, targets, by=by)
 
-    def write(self, out: Path) -> dict[str, Any]:
+    def write(self, out: Path, by: str = "count") -> dict[str, Any]:
         """Calibrate to all budgets and save; return what was measured."""
-        measured = self.to(self.targets)
+        measured = self.to(self.targets, by)
         path = save_heads(self.model, out)
         rows = [
             {"budget": str(budget), "tokens": target, "measured": measured[target]}
@@ -83,6 +91,7 @@ def calibrated(
     budgets: Sequence[Budget],
     layers: Layers | None,
     samples: int,
+    by: str,
     batch: int,
     out: Path,
     device: str | None,
@@ -93,7 +102,7 @@ def calibrated(
     model, processor = load_model(name, device, dtype)
     made = _Calibration(model, processor, rows, batch, budgets)
     made.wrap(layers, seed=0)
-    return made.write(out)
+    return made.write(out, by)
 
 
 def trained(

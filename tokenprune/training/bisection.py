@@ -22,7 +22,8 @@ _CLOSE = 0.003  # relative to the target; less than the difference between two s
 _FAR = 0.02  # relative to the target: what is missed by more is refused
 # Grids come and go as a whole: if the count crosses the target in so small a range, one did.
 _JUMP = 1e-3
-_NEAR = 0.1
+# Where a shift is looked for that is expected to be close.
+_AWAY = (0.1, 0.3, 1.0)
 
 
 class Shifting:
@@ -94,7 +95,7 @@ class Shifting:
             If the nearest count is not close to the target.
         """
         unit = unit_of(target)
-        probes = [-1.0, 1.0] if near is None else [near - _NEAR, near + _NEAR]
+        probes = [-1.0, 1.0] if near is None else _around(near)
         ends = self.most.in_unit(unit), self.least.in_unit(unit)
 
         def expect(more: int) -> None:
@@ -120,7 +121,7 @@ class Shifting:
         if both and not found.close(target):
             # Most shifts lie within ±1 of each other.
             spatial = found.high
-            probes = [spatial - _NEAR, spatial - 1.0]
+            probes = [spatial - away for away in _AWAY]
             found = bisect(lambda t: self._count(t, spatial), spatial, probes, False)
             redundant = found.shift
         self._set(redundant, spatial)
@@ -162,6 +163,10 @@ class _Found(NamedTuple):
         unit = unit_of(target)
         allowed = max(_FAR * target, self.counted.one_token(unit))
         return abs(self.counted.in_unit(unit) - target) <= allowed
+
+
+def _around(near: float) -> list[float]:
+    return [near, *(near + sign * away for away in _AWAY for sign in (1, -1))]
 
 
 def _bisect(
