@@ -16,7 +16,7 @@ __all__ = ["compare_next_tokens", "lower_divergence"]
 
 # Of a threshold's logit: thresholds on the share score x / (1 + x) then ask for e^δ times as much.
 _DELTAS = (1.0, 0.5, 0.25)
-_USUAL = 5  # counts for one trial, whose shift is near the last one's
+_USUAL = 3  # counts for one trial, whose shift is near the last one's
 
 
 def lower_divergence(
@@ -51,6 +51,8 @@ def lower_divergence(
         if moves
     ]
     best, best_shifts = count, shifting.method.shifts
+    # What a change of a step's own shift took from the shared one so far: where to look next.
+    answers = dict.fromkeys(coordinates, 0.0)
     trials = 3 * len(_DELTAS) * len(coordinates)
 
     def tried(step: int, column: int, change: float) -> bool:
@@ -58,11 +60,13 @@ def lower_divergence(
         trials = max(trials - 1, 1)
         before = shifting.own[step][column]
         shifting.own[step][column] = before + change
+        near = shared + answers[step, column] * change
         try:
-            found, counted = shifting.meet(target, later + trials * _USUAL, near=shared)
+            found, counted = shifting.meet(target, later + trials * _USUAL, near=near)
         except ValueError:  # not met with these shifts
             shifting.own[step][column] = before
             return False
+        answers[step, column] = (found - shared) / change
         if not counted.divergence < best.divergence:
             shifting.own[step][column] = before
             return False
