@@ -54,6 +54,7 @@ WORDS = (
     "minmax",
     "share",
     "visible",
+    "learned",
     "x" * 10**6,
     b"self",
     "\ud800",

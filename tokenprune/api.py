@@ -99,6 +99,7 @@ def wrap(model: Model, method: MethodConfig | Method | str | Path | None = None)
         adapter.grid(model),
         adapter.default_layers(num_layers),
         adapter.first_layer(model),
+        getattr(adapter.text_config(model), "hidden_size", None),
     )
     heads = read_heads(method, facts_of(model, adapter)) if isinstance(method, str | Path) else None
     chosen = heads.config if heads is not None else ATPConfig() if method is None else method

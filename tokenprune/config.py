@@ -40,12 +40,15 @@ class ModelFacts:
     first_layer : int
         The first layer after which tokens may go: the decoder adds image features at the visual
         tokens of all earlier ones.
+    hidden_size : int, optional
+        Width of the decoder's hidden states.
     """
 
     num_layers: int
     grid: tuple[int, int]
     default_layers: tuple[int, ...]
     first_layer: int = 0
+    hidden_size: int | None = None
 
     @property
     def visual_tokens(self) -> int:

@@ -81,7 +81,11 @@ def facts_of(model: Any) -> ModelFacts:
     adapter = adapter_for(model)
     layers = len(adapter.decoder_layers(model))
     return ModelFacts(
-        layers, adapter.grid(model), adapter.default_layers(layers), adapter.first_layer(model)
+        layers,
+        adapter.grid(model),
+        adapter.default_layers(layers),
+        adapter.first_layer(model),
+        getattr(adapter.text_config(model), "hidden_size", None),
     )
 
 

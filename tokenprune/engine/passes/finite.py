@@ -60,15 +60,15 @@ def raise_if_not_finite(found: Mapping[str, Sequence[int]], layer: int, method: 
     if not bad:
         return
     where = "before the first decoder layer" if layer < 0 else f"after decoder layer {layer}"
-    if bad == {"thresholds"} and not all(p.isfinite().all() for p in method.parameters()):
+    what = {"states": "hidden states of visual tokens", "scores": "scores of visual tokens"}
+    named = next((what[name] for name in what if name in bad), "thresholds")
+    if "states" not in bad and not all(p.isfinite().all() for p in method.parameters()):
         raise FloatingPointError(
-            f"The thresholds {where} are NaN, since parameters of the heads are NaN or infinite, "
+            f"The {named} {where} are NaN, since parameters of the heads are NaN or infinite, "
             "as one optimiser step on a NaN loss leaves them. Load heads that were saved before "
             "(tokenprune.load_heads), or unwrap the model and wrap it again; in training, leave "
             "out the optimiser's step where the loss is not finite."
         )
-    what = {"states": "hidden states of visual tokens", "scores": "scores of visual tokens"}
-    named = next((what[name] for name in what if name in bad), "thresholds")
     raise FloatingPointError(
         f"The {named} {where} are NaN or infinite: the model overflows in this precision, or its "
         "weights or pixel_values are not finite. Try bfloat16 or float32, and check the inputs "

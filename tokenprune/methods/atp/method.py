@@ -17,6 +17,7 @@ from .budgets import budgets_of, cap_of, shifts_of, unit_of
 from .config import ATPConfig
 from .heads import ThresholdHeads, cells_of
 from .loss import TargetLoss, atp_loss
+from .ranking import LearnedRanking
 from .scores import cross_score, normalise, redundant_score, self_score, text_score
 from .spatial import spatial_score
 
@@ -82,6 +83,12 @@ class ATP(Method):
         self.thresholds = nn.ModuleList(
             ThresholdHeads(config.grid, config.hidden, start) for _ in config.layers
         )
+        self.rankings: nn.ModuleList | None = None
+        if config.ranking == "learned":
+            if config.hidden_size is None:
+                raise ValueError('ATP needs hidden_size set for ranking="learned".')
+            width = config.hidden_size
+            self.rankings = nn.ModuleList(LearnedRanking(width) for _ in config.layers)
         self.shifts = [[0.0, 0.0] for _ in config.layers]
         self.max_kept: int | None = None
         self.budgets: list[dict[str, Any]] = []
@@ -138,19 +145,23 @@ class ATP(Method):
         criteria : tuple of Criterion
             Of the prunings that are on: either lets a token stay.
         """
-        config, weight = self.config, context.weight
+        config, weight, layout = self.config, context.weight, context.layout
         visual, prompt = context.received["visual"], context.received["prompt"]
         self_map = self_score(visual, config.averaging)
         cross_map = cross_score(prompt)
         raw = redundant_score(self_map, cross_map, prompt, config.sources)
         redundant = normalise(raw, weight, config.normalisation)
+        maps = torch.stack([self_map, cross_map])
+        if self.rankings is not None:
+            ranking = self.rankings[context.step]
+            redundant = redundant + ranking(context.hidden_states, maps, weight, layout)
 
         # The heads read each map as shares, whatever the score's own scale: raw attention near
         # 1/n would leave them blind. Tokens that are gone are zeros.
-        shares = normalise(torch.stack([self_map, cross_map]), weight, "share") * weight
+        shares = normalise(maps, weight, "share") * weight
         places: Places = context.memory
         cells = places.cells.gather(1, context.positions)
-        logits = self.thresholds[context.step](shares, context.layout.mask, cells)
+        logits = self.thresholds[context.step](shares, layout.mask, cells)
         shifts = self.shifts[context.step]
         if any(shifts):
             # As numbers: a tensor made of them here would wait for the device.
@@ -178,14 +189,14 @@ class ATP(Method):
         return {
             "atp": (atp_loss(trace), config.atp_weight),
             "target": (
-                self.target_loss(trace, list(self.thresholds.parameters())),
+                self.target_loss(trace, list(self.parameters())),
                 config.target_weight,
             ),
         }
 
     def without_images(self) -> None:
         """Take part in the target loss of other ranks, whose batches may have images."""
-        self.target_loss.without_images(list(self.thresholds.parameters()))
+        self.target_loss.without_images(list(self.parameters()))
 
     def set_budget(self, target_tokens: float) -> None:
         """Set the thresholds for a budget that is calibrated, or between two that are."""
