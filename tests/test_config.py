@@ -170,6 +170,12 @@ BAD_PRUMERGE = [
 ]
 BAD_OF = {
     "atp": BAD,
+    "cdpruner": [
+        *BAD_KEEP,
+        *BAD_LAYER,
+        *(("negated", bad) for bad in (1, None, "yes")),
+        *(("theta", bad) for bad in (-0.1, 0.96, 1, NAN, "1")),
+    ],
     "divprune": BAD_KEEP + BAD_LAYER,
     "downsample": BAD_KEEP,
     "fastv": [*BAD_KEEP, *BAD_LAYER, ("layer", -1)],

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .measure import Explanation, PruneStats, draw, draw_methods, explain, report
     from .methods import (
         ATPConfig,
+        CDPrunerConfig,
         Context,
         Criterion,
         DivPruneConfig,
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ATPConfig",
+    "CDPrunerConfig",
     "Context",
     "Criterion",
     "DivPruneConfig",

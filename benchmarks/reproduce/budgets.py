@@ -85,4 +85,6 @@ def _before(share: float, total: int) -> dict[str, MethodConfig | None]:
         "PruMerge+": tp.PruMergeConfig(keep=keep, plus=True),
         "VisionZip": tp.VisionZipConfig(keep=keep),
         "DivPrune": tp.DivPruneConfig(keep=keep),
+        "CDPruner": tp.CDPrunerConfig(keep=keep),
+        "CDPruner, θ = 0.5": tp.CDPrunerConfig(keep=keep, theta=0.5),
     }

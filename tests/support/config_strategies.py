@@ -47,6 +47,10 @@ _LAST = LAYERS - 2
 # configuration is by default.
 FIXED: dict[str, tuple[MethodConfig, ...]] = {
     "atp": (tp.ATPConfig(layers=(0, 2), target_tokens=20),),
+    "cdpruner": (
+        tp.CDPrunerConfig(keep=9),
+        tp.CDPrunerConfig(keep=0.3, layer=1, negated=False, theta=0.5),
+    ),
     "divprune": (tp.DivPruneConfig(keep=9), tp.DivPruneConfig(keep=0.3, layer=1)),
     "downsample": (tp.DownsampleConfig(keep=0.3), tp.DownsampleConfig(keep=9)),
     "fastv": (tp.FastVConfig(layer=1, keep=9), tp.FastVConfig(layer=0, keep=0.3)),
@@ -69,6 +73,10 @@ FIXED: dict[str, tuple[MethodConfig, ...]] = {
 
 # How other fields than `layer`, `layers` and `keep` are drawn.
 OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
+    "cdpruner": {
+        "negated": st.booleans(),
+        "theta": st.sampled_from([None, 0.0, 0.5, 0.95]),
+    },
     "idselection": {"gamma": st.sampled_from([1.0, 20.0])},
     "matryoshka": {"stride": st.integers(1, 6)},
     "prumerge": {

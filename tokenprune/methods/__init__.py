@@ -14,6 +14,7 @@ from ..checks import shown
 from ..config import MethodConfig
 from .atp import ATPConfig
 from .base import Method
+from .cdpruner import CDPrunerConfig
 from .context import (
     ATTENTION_NEEDS,
     NEEDS,
@@ -45,6 +46,7 @@ __all__ = [
     "NEEDS",
     "STATE_NEEDS",
     "ATPConfig",
+    "CDPrunerConfig",
     "Context",
     "Criterion",
     "DivPruneConfig",

@@ -1,0 +1,1 @@
+"""The rules of published methods, written out anew from their authors' code for one sample."""
