@@ -186,7 +186,7 @@ class _Recording(tp.Method):
         self.method, self.merging = method, set()
         self.layers, self.needs = method.layers, method.needs
         self.tower_layer, self.revives = method.tower_layer, method.revives
-        self.spared_ids = method.spared_ids
+        self.spared_ids, self.looks_ahead = method.spared_ids, method.looks_ahead
 
     def begin(self, context: tp.Context) -> Any:
         return self.method.begin(context)

@@ -94,7 +94,7 @@ def attach(engine: Engine, model: Any) -> None:
     for step, n in enumerate(method.layers):
         if n < 0:
             after(layers[0], around_layers.after_first)
-        else:
+        elif not method.looks_ahead:  # that decides as the next layer begins
             after(layers[n], partial(around_layers.after_step, step, n))
     after(layers[-1], around_layers.after_last)
     guard(model, engine, core_alone=False)

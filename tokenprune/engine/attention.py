@@ -124,15 +124,15 @@ def _observed(backend: Backend) -> Callable[..., Any]:
             for name in backend.left_out:
                 kwargs.pop(name, None)
         layer: Any = getattr(module, "layer_idx", None)
-        if running is None or not running.reads_attention(layer, key):
+        if running is None or not running.reads_attention(layer):
             return backend.call(module, query, key, value, attention_mask, **kwargs)
         # Attention sinks or a position bias would change what a key receives.
         check_placed("The attention of a decoder layer", kwargs)
-        output, lse = backend.attend(module, query, key, value, attention_mask, **kwargs)
         scaling, softcap = kwargs.get("scaling"), kwargs.get("softcap")
-        running.observe(
-            layer, LayerAttention(query, key, value, attention_mask, scaling, softcap, lse)
-        )
+        given = LayerAttention(query, key, value, attention_mask, scaling, softcap, None)
+        running.reached(given)
+        output, lse = backend.attend(module, query, key, value, attention_mask, **kwargs)
+        running.observe(layer, replace(given, lse=lse))
         return output
 
     attention.__name__ = _PREFIX + backend.name

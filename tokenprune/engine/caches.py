@@ -20,6 +20,7 @@ __all__ = [
     "check_supported",
     "forget",
     "is_pruned",
+    "keys_of",
     "load",
     "store",
     "widen_first_layer",
@@ -109,6 +110,23 @@ def allow_cropping(cache: Any, count: int) -> None:
             if id(layer.held) not in made:
                 made[id(layer.held)] = layer.held.without_last(count)
             layer.held = made[id(layer.held)]
+
+
+def keys_of(cache: Any, layer: int, past: int) -> list[Tensor]:
+    """Return the keys of earlier turns in a layer: one tensor, or none where it has none.
+
+    Parameters
+    ----------
+    cache : Cache, optional
+    layer : int
+    past : int
+        Positions seen so far.
+
+    Returns
+    -------
+    list of (batch, heads, keys, head_dim)
+    """
+    return [cache.layers[layer].keys] if cache is not None and past else []
 
 
 def forget(cache: Any) -> None:

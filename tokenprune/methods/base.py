@@ -42,6 +42,9 @@ class Method(nn.Module):
         prompt's text), "last" (the prompt's last text token) or "each" (every text token of the
         prompt on its own). The states "queries", "keys" and "values", in the fields of `Context`
         with these names; not together with `revives`.
+    looks_ahead : bool
+        Whether what `needs` names is that of the layer to come, computed ahead of it on every token
+        that is there, instead of that of the layer just run; not together with `revives`.
     tower_layer : int, optional
         The layer of the vision tower that it reads, counted from the end as transformers'
         ``vision_feature_layer`` is: -1 is the last.
@@ -75,6 +78,7 @@ class Method(nn.Module):
 
     layers: tuple[int, ...]
     needs: frozenset[str] = frozenset()
+    looks_ahead: bool = False
     tower_layer: int | None = None
     floor: float = 1e-4
     keeps_positions: bool = True
@@ -231,4 +235,9 @@ def check_method(method: Method, facts: ModelFacts) -> None:
         raise ValueError(
             f"{name}.revives is True and its needs name {sorted(needs & STATE_NEEDS)}: dropped "
             "tokens have no attention states at later layers. Read attention received instead."
+        )
+    if method.revives and method.looks_ahead:
+        raise ValueError(
+            f"{name}.revives and {name}.looks_ahead are both True: what is gone is asked about at "
+            "the layer just run. Leave one of them False."
         )

@@ -100,7 +100,8 @@ class Context:
         Text that may be dropped: none, unless the method names `spared_ids`.
     received : dict
         Name of a query group in the method's `needs` → `Received`: the attention that each token
-        gets from these queries at the layer. Empty before the first layer.
+        gets from these queries at the layer, or at the next one for a method that `looks_ahead`.
+        Empty before the first layer, unless the method looks ahead.
     hidden_states : Tensor, (batch, tokens, hidden_size)
         The layer's output; before the first layer, its input.
     positions : int64, (batch, tokens)
@@ -111,8 +112,8 @@ class Context:
         The vision tower's layer `tower_layer`. None for a method that names no such layer, and
         after the first decoder layer.
     queries, keys, values : Tensor, (batch, heads, tokens, head_dim), optional
-        The layer's attention states, after rotary embedding; keys and values have the key-value
-        heads. Each is None unless the method's `needs` names it, and before the first layer.
+        That layer's attention states, after rotary embedding; keys and values have the key-value
+        heads. Each is None unless the method's `needs` names it, and where `received` is empty.
     """
 
     step: int

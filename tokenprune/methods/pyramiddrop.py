@@ -44,13 +44,17 @@ class PyramidDropConfig(MultiLayerConfig):
 class PyramidDrop(RankingMethod):
     """Keep a share of the tokens, by the attention of the instruction's last token, stage by stage.
 
-    arXiv 2410.17247, 3.2. The attention is that of the stage's last layer, mean over its heads; the
-    authors compute that of the layer to come ahead of it. Not implemented: training with it from
-    the start, which changes the model.
+    arXiv 2410.17247, 3.2. The attention is that of the layer to come, mean over its heads, computed
+    ahead of it from the stage's output. Checked by reading `pdrop_rank_drop` in
+    ``llava/model/modeling_llama_pdrop.py`` of github.com/Cooperx521/PyramidDrop, commit 6444f30,
+    which differs in two things: its shares are of the picture's own tokens, cut off where ours are
+    rounded, and it numbers survivors anew. Not implemented: training with it from the start, which
+    changes the model.
     """
 
     needs = frozenset({"last"})
-    score_name = "attention of the prompt's last token"
+    score_name = "attention of the prompt's last token in the layer to come"
+    looks_ahead = True
 
     def score(self, context: Context) -> Tensor:
         """Return the attention received from the prompt's last token."""

@@ -55,6 +55,7 @@ class LayerHooks(Hooks):
             return None
         hidden, kwargs = bind_layer(self.engine.anatomy.layer_signature, args, kwargs)
         with recompute.kept_tensors():
+            hidden = running.look_ahead(layer, module, kwargs, hidden)
             kwargs = running.before_layer(layer, module, kwargs)
         return (hidden,), kwargs
 

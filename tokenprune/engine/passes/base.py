@@ -47,9 +47,28 @@ class Pass:
         """Return a layer's keyword arguments with this pass's mask and positions among them."""
         return self.inputs.adapt(layer, kwargs)
 
-    def reads_attention(self, layer: int | None, key: Tensor) -> bool:
-        """Return whether `observe` is to be called with this layer's attention."""
+    def look_ahead(
+        self, layer: int, module: nn.Module, kwargs: dict[str, Any], hidden: Tensor
+    ) -> Tensor:
+        """Return a layer's input, after the step before it if the method looks ahead.
+
+        Parameters
+        ----------
+        layer : int
+        module : nn.Module
+            That layer.
+        kwargs : dict
+            Its other arguments as transformers gives them.
+        hidden : (batch, tokens, width)
+        """
+        return hidden
+
+    def reads_attention(self, layer: int | None) -> bool:
+        """Return whether this layer's attention is to be given to `reached` and `observe`."""
         return False
+
+    def reached(self, attention: LayerAttention) -> None:
+        """End a layer that is run no further than its attention, which has not run yet."""
 
     def observe(self, layer: int, attention: LayerAttention) -> None:
         """Compute what the method asked of a layer's attention."""

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ...methods.context import ATTENTION_NEEDS, Context, Received, Selection, Tower
+from .. import caches
 from ..record import Basis, Decision, Record
 from ..vision_tower import TowerAttention, read_tower
+from .ahead import Ahead
 from .base import Pass
 from .facts import PassFacts
 from .layer_inputs import LayerInputs
@@ -40,7 +42,8 @@ class DecidingPass(Pass):
     ) -> None:
         super().__init__(facts, inputs)
         self.first = self.stage = first
-        self.departure = departure_of(facts.method, first)
+        self.ahead = Ahead()
+        self.departure = departure_of(facts.method, first, self.ahead)
         self.decisions: list[Decision] = []
         self._bases: list[Basis] = []
         self._patches = patches
@@ -94,15 +97,36 @@ class DecidingPass(Pass):
             if tower is not None:
                 self._tower = read_tower(tower, self.stage.layout, self._patches)
             self._memory = method.begin(self._context(-1, -1, self.stage, hidden))
+        if method.looks_ahead:
+            return self.look_ahead(0, layer, kwargs, hidden)
         return self.after_step(0, -1, hidden) if method.layers[0] < 0 else hidden
 
-    def reads_attention(self, layer: int | None, key: Tensor) -> bool:
+    def look_ahead(
+        self, layer: int, module: nn.Module, kwargs: dict[str, Any], hidden: Tensor
+    ) -> Tensor:
+        """See `Pass.look_ahead`."""
+        method, before = self.facts.method, layer - 1
+        if not method.looks_ahead or before not in method.layers:
+            return hidden
+        if method.needs:
+            given = self.inputs.adapt(layer, kwargs)
+            attention = self.ahead.attention(module.forward, hidden, given)
+            # As the layer will have them: with the keys of earlier turns, under its own mask.
+            keys = [*caches.keys_of(self.facts.cache, layer, self.facts.past), attention.key]
+            mask = given.get("attention_mask")
+            self.observe(before, replace(attention, key=torch.cat(keys, dim=2), mask=mask))
+        return self.after_step(method.layers.index(before), before, hidden)
+
+    def reads_attention(self, layer: int | None) -> bool:
         """See `Pass.reads_attention`."""
         method = self.facts.method
-        if layer not in method.layers:
-            return False
-        self.departure.intercept(key)
-        return bool(method.needs)
+        if self.ahead.running:
+            return True
+        return layer in method.layers and bool(method.needs) and not method.looks_ahead
+
+    def reached(self, attention: LayerAttention) -> None:
+        """See `Pass.reached`."""
+        self.ahead.reached(attention)
 
     @torch.no_grad()
     def observe(self, layer: int, attention: LayerAttention) -> None:

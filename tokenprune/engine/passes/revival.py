@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,8 +10,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ...methods.base import Method
-from ..arguments import without_cache
 from ..survivors import Survivors, gather_hidden, scatter_hidden, survivors
+from .ahead import Ahead
 from .layer_inputs import LayerInputs
 from .observed import LayerAttention
 from .stage import Stage
@@ -27,10 +26,13 @@ class GoneForGood:
     ----------
     first : Stage
         The pass's first stage.
+    ahead : Ahead
+        Runs layers up to their attention.
     """
 
-    def __init__(self, first: Stage) -> None:
+    def __init__(self, first: Stage, ahead: Ahead) -> None:
         self.first = first
+        self.ahead = ahead
 
     # -- tokens are really dropped -------------------------------------------------------------
 
@@ -38,9 +40,6 @@ class GoneForGood:
         self, layer: int, module: nn.Module, kwargs: dict[str, Any], inputs: LayerInputs
     ) -> None:
         """Prepare for a layer whose attention the method asks for."""
-
-    def intercept(self, key: Tensor) -> None:
-        """Take note of the keys that a layer made."""
 
     def with_returning(self, attention: LayerAttention) -> tuple[LayerAttention, int]:
         """Return an attention with the keys of tokens that may return, and how many they are."""
@@ -88,14 +87,6 @@ class GoneForGood:
         return attention
 
 
-class _KeysMade(Exception):  # noqa: N818 - not an error: it ends the layer early
-    """Raised by a layer's attention when it has its keys and the rest is not needed."""
-
-    def __init__(self, key: Tensor) -> None:
-        super().__init__("the keys of tokens that were dropped")
-        self.key = key
-
-
 @dataclass(frozen=True)
 class Departure:
     """The visual tokens that are gone and may return.
@@ -119,13 +110,12 @@ class MayReturn(GoneForGood):
     its key were there.
     """
 
-    def __init__(self, first: Stage) -> None:
-        super().__init__(first)
+    def __init__(self, first: Stage, ahead: Ahead) -> None:
+        super().__init__(first, ahead)
         self._departed: Departure | None = None
         # Of the layer that runs now: the keys that tokens that are gone would have, and who would
         # see them.
         self._returning: tuple[Tensor, Tensor] | None = None
-        self._only_keys = False
 
     def before_layer(
         self, layer: int, module: nn.Module, kwargs: dict[str, Any], inputs: LayerInputs
@@ -135,32 +125,11 @@ class MayReturn(GoneForGood):
         departed = self._departed
         if departed is None or departed.gone is None:
             return
-        given = {**kwargs, **inputs.positions(kwargs, departed.gone)}
+        given = {**kwargs, **inputs.positions(kwargs, departed.gone), "attention_mask": None}
         states = gather_hidden(departed.states, departed.gone.index)
-        key = self._keys(module.forward, states, given)
+        key = self.ahead.attention(module.forward, states, given).key
         mask = inputs.mask_with(kwargs.get("attention_mask"), layer, departed.gone)
         self._returning = key, mask
-
-    @torch.no_grad()
-    def _keys(self, forward: Callable[..., Any], hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
-        """Return the keys that a layer makes of hidden states: (batch, kv_heads, tokens, width).
-
-        The layer runs up to its attention, where `intercept` ends it: whatever the family does
-        before that (norms, projections, rotary embeddings) is done as the family does it.
-        """
-        self._only_keys = True
-        try:
-            forward(hidden, **{**without_cache(kwargs), "attention_mask": None})
-        except _KeysMade as made:
-            return made.key
-        finally:
-            self._only_keys = False
-        raise RuntimeError("The layer ran without its attention being seen: wrap the model again.")
-
-    def intercept(self, key: Tensor) -> None:
-        """End a layer that was run for its keys alone."""
-        if self._only_keys:
-            raise _KeysMade(key)
 
     def with_returning(self, attention: LayerAttention) -> tuple[LayerAttention, int]:
         """Append the keys of tokens that are gone."""
@@ -219,6 +188,6 @@ class MayReturn(GoneForGood):
         return replace(attention, mask=given, lse=None)
 
 
-def departure_of(method: Method, first: Stage) -> GoneForGood:
+def departure_of(method: Method, first: Stage, ahead: Ahead) -> GoneForGood:
     """Return the rule that a method's pass follows."""
-    return MayReturn(first) if method.revives else GoneForGood(first)
+    return MayReturn(first, ahead) if method.revives else GoneForGood(first, ahead)
