@@ -24,7 +24,7 @@ atp_configs = st.builds(
     hidden_size=st.none() | st.integers(1, 9000),
     sources=st.sampled_from((("self",), ("cross",), ("self", "cross"), ("cross", "self"))),
     prunings=st.sampled_from((("redundant",), ("spatial",), ("redundant", "spatial"))),
-    preserve_positions=st.just(True),
+    positions=st.just("kept"),
     revival=st.booleans(),
     text_threshold=st.none() | st.floats(0.01, 0.99),
     special_ids=st.lists(st.integers(0, 10**6), max_size=3).map(tuple),
@@ -72,8 +72,8 @@ def test_what_a_newer_release_wrote_is_left_out_with_a_warning(name):
 
 
 def test_revival_needs_places():
-    with pytest.raises(ValueError, match=r"revival=True: .*not with preserve_positions=False"):
-        ATPConfig(revival=True, preserve_positions=False)
+    with pytest.raises(ValueError, match=r"revival=True: .*not with positions='renumbered'"):
+        ATPConfig(revival=True, positions="renumbered")
 
 
 def test_another_method_is_refused():
@@ -139,7 +139,7 @@ BAD = [
     *(("prunings", bad) for bad in ((), ("spatial", "spatial"), ("random",), "spatial", None)),
     *(("strides", bad) for bad in ((), (1, 2), (2.0, 3), (0,), ("2",), 2, None)),
     *(("sample_weight", bad) for bad in (0, -3, 4, 4.5)),
-    *((n, bad) for n in ("temporal", "preserve_positions", "revival") for bad in (1, "yes", None)),
+    *((n, bad) for n in ("temporal", "revival") for bad in (1, "yes", None)),
     *(("text_threshold", bad) for bad in (0, 1, 1.5, "0.5", float("nan"))),
     *(("special_ids", bad) for bad in (7, (-1,), (1.5,), ("</s>",), (True,))),
     *(("hidden", bad) for bad in (0, -1, 2.5, "64", None)),
@@ -196,6 +196,8 @@ BAD_OF = {
     "uniform": BAD_KEEP + BAD_LAYER,
     "visionzip": [*BAD_KEEP, *(("contextual", bad) for bad in (-0.1, 1, NAN, None))],
 }
+BAD_POSITIONS = [("positions", bad) for bad in ("own", "", None, True, 1)]
+BAD_OF = {method: [*table, *BAD_POSITIONS] for method, table in BAD_OF.items()}
 CASES = [(method, name, bad) for method, table in BAD_OF.items() for name, bad in table]
 
 

@@ -198,7 +198,7 @@ def test_renumbered_positions_need_no_cache() -> None:
     """On a cache, words after the prompt would have positions that no survivor's go with."""
     model = tiny_llava(layers=LAYERS)
     batch = make_batch([(3, IMAGE, 4)])
-    tp.wrap(model, tp.ATPConfig(layers=(0, 2), target_tokens=20, preserve_positions=False))
+    tp.wrap(model, tp.ATPConfig(layers=(0, 2), target_tokens=20, positions="renumbered"))
     words = model.generate(**batch, max_new_tokens=3, use_cache=False)
     with pytest.raises(ValueError, match="generate with use_cache=False"):
         model.generate(**batch, max_new_tokens=3)

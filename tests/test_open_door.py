@@ -113,9 +113,14 @@ def test_a_ranking_method_is_one_function(tmp_path: Path) -> None:
     """It has a configuration of its own, which is saved, loaded, copied and pickled."""
     tp.register_method("columns")(Columns)
     assert Columns.Config.method == "columns"
-    assert Columns.Config().to_dict() == {"method": "columns", "layer": 1, "keep": 0.25}
+    assert Columns.Config().to_dict() == {
+        "method": "columns",
+        "positions": "kept",
+        "layer": 1,
+        "keep": 0.25,
+    }
     config = Columns.Config(layer=2, keep=0.5)
-    assert repr(config) == "Columns.Config(layer=2, keep=0.5)"
+    assert repr(config) == "Columns.Config(positions='kept', layer=2, keep=0.5)"
     assert pickle.loads(pickle.dumps(config)) == copy.deepcopy(config) == config
     model = tp.wrap(tiny_llava(layers=4), config)
     assert kept(model) == [VISUAL_TOKENS, VISUAL_TOKENS, VISUAL_TOKENS, 18]

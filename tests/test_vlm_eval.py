@@ -33,8 +33,8 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_options_are_read_as_words_of_a_command_line() -> None:
-    options = {"layers": "3/13/23", "temperature": "10", "preserve_positions": "False"}
-    wanted = tp.ATPConfig(layers=(3, 13, 23), temperature=10, preserve_positions=False)
+    options = {"layers": "3/13/23", "temperature": "10", "positions": "renumbered"}
+    wanted = tp.ATPConfig(layers=(3, 13, 23), temperature=10, positions="renumbered")
     assert config_of("atp", options) == wanted
     assert config_of("atp", {"training": "soft", "layers": "3/"}).layers == (3,)
     assert config_of("fastv", {"layer": 2, "keep": "0.25"}) == tp.FastVConfig(layer=2, keep=0.25)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import warnings
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .checks import require, shown
-from .fields import BEFORE_DECODER, budget, checked, layer_number, layer_numbers, optional
+from .fields import BEFORE_DECODER, budget, checked, choice, layer_number, layer_numbers, optional
 from .strict_json import parse_object
 
 if TYPE_CHECKING:
@@ -78,6 +78,16 @@ class MethodConfig:
     value outside what is allowed raises ValueError, which names the field, the value and what was
     expected. So does every class derived from this one.
 
+    Parameters
+    ----------
+    positions : {"kept", "renumbered"}
+        Which positions survivors have: their own, or new ones without gaps. Authors of most other
+        methods than ATP and FastV run theirs renumbered; then survivors also stand in the order in
+        which the authors put them (`Selection.order`). Words that follow on a key-value cache would
+        have no right positions, so ``generate`` needs ``use_cache=False``. Families whose
+        positions have several axes (M-RoPE), where no gap is to be seen, are refused. Given by name
+        only.
+
     Attributes
     ----------
     method : str
@@ -87,12 +97,15 @@ class MethodConfig:
     --------
     >>> config = tp.FastVConfig(layer=1, keep=0.25)
     >>> config.to_dict()
-    {'method': 'fastv', 'layer': 1, 'keep': 0.25}
+    {'method': 'fastv', 'positions': 'kept', 'layer': 1, 'keep': 0.25}
     >>> tp.FastVConfig.from_json(config.to_json()) == config
     True
     """
 
     method: ClassVar[str]
+
+    _: KW_ONLY
+    positions: str = checked("kept", choice("kept", "renumbered"))
 
     def __post_init__(self) -> None:
         """Run the validator of each field. An override that checks more calls this first."""

@@ -18,7 +18,7 @@ CHOICES: dict[str, dict[str, Any]] = {
     "without spatial pruning": {"prunings": ("redundant",)},
     "self score only": {"sources": ("self",)},
     "cross score only": {"sources": ("cross",)},
-    "without preserved positions": {"preserve_positions": False},
+    "without preserved positions": {"positions": "renumbered"},
 }
 SHARES = (0.25, 0.15)
 

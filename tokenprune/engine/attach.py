@@ -36,6 +36,12 @@ def read_anatomy(model: Any, adapter: Adapter, method: Method) -> Anatomy:
     causal = adapter.causal and not _has_windows(text_config)
     backend = chosen_backend(text_config, layers[0], causal)
     check_signatures(model, adapter, bool(method.needs))
+    if not method.keeps_positions and _positions_have_axes(core, text_config):
+        raise ValueError(
+            f"positions='renumbered': {type(core).__name__} gives each visual token a time, a row "
+            "and a column as its position (M-RoPE), which cannot be numbered without gaps. Leave "
+            'positions="kept".'
+        )
     tower_layer = tower_config = None
     if method.tower_layer is not None:
         tower_config, modules = adapter.tower(model)
@@ -61,6 +67,14 @@ def _has_windows(text_config: Any) -> bool:
     if kinds:
         return any(kind != "full_attention" for kind in kinds)
     return getattr(text_config, "sliding_window", None) is not None
+
+
+def _positions_have_axes(core: Any, text_config: Any) -> bool:
+    """Return whether a token has several positions, such as a time, a row and a column."""
+    # Named otherwise before transformers 5, where asking for the old name warns.
+    rotary = getattr(text_config, "rope_parameters", None)
+    rotary = rotary or getattr(text_config, "rope_scaling", None) or {}
+    return "mrope_section" in rotary or hasattr(core, "get_rope_index")
 
 
 def attach(engine: Engine, model: Any) -> None:

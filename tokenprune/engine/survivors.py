@@ -13,7 +13,7 @@ __all__ = ["Survivors", "gather_hidden", "gather_positions", "scatter_hidden", "
 
 @dataclass(frozen=True)
 class Survivors:
-    """The positions that stay, in order, shorter rows padded at their end.
+    """The positions that stay, in order unless rearranged, shorter rows padded at their end.
 
     Padding at the end needs no mask under a causal decoder: no survivor can see it.
 
@@ -40,6 +40,31 @@ class Survivors:
     def followed_by(self, later: Survivors) -> Survivors:
         """Return those that survive once more, `later` being counted among these."""
         return Survivors(self.index.gather(1, later.index), later.valid)
+
+    def rearranged(self, movable: Tensor, group: Tensor, order: Tensor) -> Survivors:
+        """Return these with some in another order, in the slots that they have among them.
+
+        Parameters
+        ----------
+        movable : bool, (batch, length)
+            Which positions may move.
+        group : int64, (batch, length)
+            These stand together: lower groups first.
+        order : (batch, length)
+            Within a group, lower values first; of equal ones, the earlier position.
+        """
+        moves = movable.gather(1, self.index)
+        if self.valid is not None:
+            moves = moves & self.valid
+        # The slots that move and then the others, as they stand and as they are to come: the key
+        # that counts most is sorted by last, and the others' keys are all equal.
+        keys = [part.gather(1, self.index).masked_fill(~moves, 0) for part in (order, group)]
+        keys.append((~moves).byte())
+        stand = keys[-1].argsort(dim=1, stable=True)
+        come = torch.arange(moves.shape[1], device=moves.device).expand_as(stand)
+        for key in keys:
+            come = come.gather(1, key.gather(1, come).argsort(dim=1, stable=True))
+        return Survivors(self.index.scatter(1, stand, self.index.gather(1, come)), self.valid)
 
     def shifted(self, past: int) -> Survivors:
         """Return these with their positions counted from `past` earlier ones."""

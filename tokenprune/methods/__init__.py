@@ -87,7 +87,7 @@ def config_from(values: dict[str, Any]) -> MethodConfig:
     Examples
     --------
     >>> config_from({"method": "fastv", "layer": 2, "keep": 64})
-    FastVConfig(layer=2, keep=64)
+    FastVConfig(positions='kept', layer=2, keep=64)
     """
     name = values.get("method")
     if not isinstance(name, str) or name not in METHODS:

@@ -52,7 +52,7 @@ class Method(nn.Module):
         Least value of a soft mask as a factor on attention.
     keeps_positions : bool
         Whether survivors keep their original positions. If not, they are numbered anew without
-        gaps, which is for measuring what that costs.
+        gaps: the constructor sets it so where the configuration's `positions` are "renumbered".
     revives : bool
         Whether dropped tokens can come back. The context then has all tokens at each step, the
         dropped ones with the hidden state they left with and the attention they would receive.
@@ -91,6 +91,8 @@ class Method(nn.Module):
         if config is None and self.Config is not None:
             config = self.Config()
         self.config = config
+        if config is not None and config.positions == "renumbered":
+            self.keeps_positions = False
         if config is not None and (layers := config.pruning_layers()):
             self.layers = layers
 

@@ -186,6 +186,11 @@ class Selection:
         Empty: explanations state the scores, and that the rule is the method's own.
     max_kept : int, optional
         Of the tokens that meet a criterion, at most so many stay: those farthest above a threshold.
+    order : Tensor, (batch, tokens), optional
+        Where survivors are numbered anew: visual tokens of one image that stay, stand in rising
+        order of this; of equal ones the earlier first. None, and wherever they keep their
+        positions: in their own order. Under a mask of more than causal order a token still sees
+        what its own place does.
 
     Examples
     --------
@@ -201,6 +206,7 @@ class Selection:
     hidden_states: Tensor | None = None
     criteria: tuple[Criterion, ...] = ()
     max_kept: int | None = None
+    order: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ class FastVConfig(RankingConfig):
     Examples
     --------
     >>> tp.FastVConfig(layer=1, keep=72)
-    FastVConfig(layer=1, keep=72)
+    FastVConfig(positions='kept', layer=1, keep=72)
     """
 
     keep: int | float = checked(0.5, budget)

@@ -32,7 +32,7 @@ class PyramidDropConfig(MultiLayerConfig):
     Examples
     --------
     >>> tp.PyramidDropConfig(layers=(7, 15), keep=(0.5, 32))
-    PyramidDropConfig(layers=(7, 15), keep=(0.5, 32))
+    PyramidDropConfig(positions='kept', layers=(7, 15), keep=(0.5, 32))
     """
 
     default_depths: ClassVar[tuple[float, ...]] = (0.25, 0.5, 0.75)

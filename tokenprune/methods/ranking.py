@@ -34,7 +34,7 @@ class RankingMethod(Method):
     ...     def score(self, context):
     ...         return context.hidden_states.norm(dim=-1)
     >>> HiddenNorm.Config(layer=2, keep=64).to_dict()
-    {'method': 'hidden_norm', 'layer': 2, 'keep': 64}
+    {'method': 'hidden_norm', 'positions': 'kept', 'layer': 2, 'keep': 64}
     """
 
     Config: ClassVar[Any] = RankingConfig

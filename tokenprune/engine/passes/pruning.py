@@ -103,6 +103,8 @@ class PruningPass(DecidingPass):
         fewest, most = found["alive"]
         _log.debug("After layer %d: rows keep %d to %d positions", layer, fewest, most)
         kept = survivors(alive, most, ragged=most != fewest)
+        if selection.order is not None and not facts.method.keeps_positions:
+            kept = kept.rearranged(visual, candidates.layout.image, selection.order)
         before = self.stage.kept
         self.stage = candidates.after_dropping(kept)
         left = self.stage.kept

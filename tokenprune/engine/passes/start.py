@@ -83,7 +83,7 @@ def start_pass(
         caches.forget(cache)  # emptied since, and used again
     if held and not method.keeps_positions:
         raise ValueError(
-            "Survivors that are numbered anew (preserve_positions=False) leave no right "
+            "Survivors that are numbered anew (positions='renumbered') leave no right "
             "positions for words that follow on a key-value cache, which transformers counts "
             "by the whole prompt: generate with use_cache=False."
         )

@@ -88,9 +88,6 @@ class ATPConfig(MultiLayerConfig):
         Which of the two score maps make the redundant score (their mean).
     prunings : tuple of {"redundant", "spatial"}
         Which of the two masks keep a token.
-    preserve_positions : bool
-        Whether survivors keep their original positions. Off: numbered anew without gaps, the
-        paper's ablation; ``generate`` then needs ``use_cache=False``.
     revival : bool
         Whether tokens dropped at one step can come back at the next, with the hidden state they
         left with, if they score above its threshold there: scores are then over all visual tokens
@@ -143,7 +140,6 @@ class ATPConfig(MultiLayerConfig):
     hidden_size: int | None = checked(None, optional(integer(1, _MOST_HIDDEN)))
     sources: tuple[str, ...] = checked(("self", "cross"), _some_of("self", "cross"))
     prunings: tuple[str, ...] = checked(("redundant", "spatial"), _some_of("redundant", "spatial"))
-    preserve_positions: bool = checked(True, boolean)
     revival: bool = checked(False, boolean)
     text_threshold: float | None = checked(None, optional(number(above=0, below=1)))
     special_ids: tuple[int, ...] = checked((), _SPECIAL_IDS)
@@ -165,8 +161,9 @@ class ATPConfig(MultiLayerConfig):
     def __post_init__(self) -> None:
         """Check each field, then those that bound each other."""
         super().__post_init__()
-        expected = "True or False; and not with preserve_positions=False, which leaves no place"
-        require(self.preserve_positions or not self.revival, "revival", self.revival, expected)
+        expected = "True or False; and not with positions='renumbered', which leaves no place"
+        kept = self.positions == "kept"
+        require(kept or not self.revival, "revival", self.revival, expected)
         expected = 'None, unless ranking="learned" reads hidden states'
         unread = self.ranking == "attention" and self.hidden_size is not None
         require(not unread, "hidden_size", self.hidden_size, expected)

@@ -75,7 +75,6 @@ class ATP(Method):
         if config.layers is None or config.grid is None or config.target_tokens is None:
             raise ValueError("ATP needs a configuration with layers, grid and target_tokens set.")
         self.floor = config.floor
-        self.keeps_positions = config.preserve_positions
         self.revives = config.revival
         self.spared_ids = None if config.text_threshold is None else config.special_ids
         self.target_loss = TargetLoss(config.target_tokens / visual_tokens, config.target_unit)
