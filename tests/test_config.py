@@ -260,3 +260,13 @@ def test_the_densest_grid_bounds_the_sample_weight():
     assert ATPConfig(strides=(3, 6), sample_weight=8.9).sample_weight == 8.9
     with pytest.raises(ValueError, match=r"sample_weight=9\.0: expected between 0 and 9"):
         ATPConfig(strides=(3, 6), sample_weight=9.0)
+
+
+def test_what_earlier_releases_wrote_of_positions():
+    for before, now in ((True, "kept"), (False, "renumbered")):
+        assert ATPConfig.from_dict({"preserve_positions": before}).positions == now
+    with pytest.raises(ValueError, match=r"preserve_positions=1: expected true or false"):
+        ATPConfig.from_dict({"preserve_positions": 1})
+    with pytest.warns(UserWarning, match=r"'preserve_positions'"):
+        found = ATPConfig.from_dict({"preserve_positions": False, "positions": "kept"})
+    assert found.positions == "kept"

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import stat
+import warnings
 
 import pytest
 import torch
@@ -211,3 +212,19 @@ def test_what_a_newer_release_wrote_loads_with_a_warning(heads):
     with pytest.warns(UserWarning, match=r"\['zoom'\].*newer"):
         other = tp.wrap(base(), folder)
     assert torch.equal(run(other)[0], run(model)[0])
+
+
+@pytest.mark.parametrize(("before", "now"), [(True, "kept"), (False, "renumbered")])
+def test_what_earlier_releases_wrote_of_positions(heads, before, now):
+    model, folder = heads
+
+    def earlier(about):
+        del about["config"]["positions"]
+        about["config"]["preserve_positions"] = before
+
+    edit(folder, earlier)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        other = tp.wrap(base(), folder)
+    assert engine_of(other).config.positions == now
+    assert torch.equal(run(other)[0], run(model)[0]) == before

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from ...checks import require
-from ...config import ModelFacts, MultiLayerConfig
+from ...config import MethodConfig, ModelFacts, MultiLayerConfig
 from ...fields import (
     MAX_GRID_SIDE,
     MAX_TOKENS,
@@ -174,6 +175,21 @@ class ATPConfig(MultiLayerConfig):
             most = _MOST_WEIGHTS // (2 * self.hidden)
             expected = f"at most {most} cells with hidden={self.hidden}"
             require(self.grid[0] * self.grid[1] <= most, "grid", self.grid, expected)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> MethodConfig:
+        """Return the configuration that `to_dict` wrote, now or in an earlier release.
+
+        Earlier releases wrote ``preserve_positions``: true for `positions` "kept", false for
+        "renumbered".
+        """
+        old = "preserve_positions"
+        if isinstance(values, dict) and old in values and "positions" not in values:
+            values = dict(values)
+            kept = values.pop(old)
+            require(isinstance(kept, bool), old, kept, "true or false, as earlier releases wrote")
+            values["positions"] = "kept" if kept else "renumbered"
+        return super().from_dict(values)
 
     def fitted(self, facts: ModelFacts) -> ATPConfig:
         """Fill in layers, target and grid; see `MethodConfig.fitted`."""
