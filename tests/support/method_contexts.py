@@ -58,7 +58,9 @@ def context_of(seed: int, rows: Sequence[Sequence[int | str]], layer: int = 0) -
         positions=torch.arange(length).expand(batch, -1),
         memory=prompt & (draw(batch, length) < 0.7),
         tower=Tower(
-            draw(batch, length) ** 4, torch.randn(batch, length, 2, 3, generator=generator)
+            draw(batch, length) ** 4,
+            draw(batch, length) ** 4,
+            torch.randn(batch, length, 2, 3, generator=generator),
         ),
     )
 

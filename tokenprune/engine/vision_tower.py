@@ -44,8 +44,12 @@ def read_tower(tower: TowerAttention, layout: VisualLayout, patches: Tensor | No
         token is, -1 for one that is none. None: one for one.
     """
     query, key = tower.query[:, :, 0].float(), tower.key.float()
-    logits = einsum(query, key, "n h d, n h k d -> n h k") * query.shape[-1] ** -0.5
-    attention = rearrange(logits.softmax(dim=-1).mean(dim=1)[:, 1:], "n k -> (n k)")
+    products = einsum(query, key, "n h d, n h k d -> n h k")
+    heads, width = query.shape[1:]
+    by_head = (products * width**-0.5).softmax(dim=-1).mean(dim=1)
+    whole = (products.sum(dim=1) * (heads * width) ** -0.5).softmax(dim=-1)
+    # Without the class token's attention to itself.
+    attention, whole = (rearrange(a[:, 1:], "n k -> (n k)") for a in (by_head, whole))
     keys = rearrange(key[:, :, 1:], "n h k d -> (n k) h d")
 
     once = layout.mask[:: tower.copies]
@@ -56,5 +60,6 @@ def read_tower(tower: TowerAttention, layout: VisualLayout, patches: Tensor | No
     known, order = layout.mask & (order >= 0), order.clamp(0, len(keys) - 1)
     return Tower(
         attention=torch.where(known, attention[order], 0.0),
+        whole_attention=torch.where(known, whole[order], 0.0),
         keys=keys[order] * known[..., None, None],
     )

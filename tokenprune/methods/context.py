@@ -68,11 +68,14 @@ class Tower:
     ----------
     attention : float32, (batch, tokens)
         Attention from the class token, mean over the heads; 0 at text.
+    whole_attention : float32, (batch, tokens)
+        The same of queries and keys that are not split into heads: one softmax; 0 at text.
     keys : float32, (batch, tokens, heads, head_dim)
         The token's key. Values at text do not matter.
     """
 
     attention: Tensor
+    whole_attention: Tensor
     keys: Tensor
 
 

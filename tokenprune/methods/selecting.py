@@ -10,7 +10,6 @@ from torch import Tensor
 
 __all__ = [
     "at_step",
-    "evenly",
     "greedily",
     "highest",
     "max_count",
@@ -102,28 +101,6 @@ def highest(scores: Tensor, among: Tensor, count: Tensor | int) -> Tensor:
     """
     ranked = scores.masked_fill(~among, float("-inf")).argsort(dim=1, descending=True, stable=True)
     return among & (ranked.argsort(dim=1) < count)
-
-
-def evenly(among: Tensor, count: Tensor) -> Tensor:
-    """Choose tokens evenly spaced in their order, from the first.
-
-    Parameters
-    ----------
-    among : bool, (batch, tokens)
-        Which may be chosen.
-    count : int64, (batch, 1)
-        How many are.
-
-    Returns
-    -------
-    bool, (batch, tokens)
-    """
-    order = among.long().cumsum(dim=1) - 1
-    total = among.sum(dim=1, keepdim=True).clamp(min=1)
-    wanted = count.minimum(total)
-    before = (order * wanted + total - 1).div(total, rounding_mode="floor")
-    after = ((order + 1) * wanted + total - 1).div(total, rounding_mode="floor")
-    return among & (after > before)
 
 
 def greedily(

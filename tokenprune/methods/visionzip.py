@@ -13,7 +13,7 @@ from .base import Method
 from .context import Context, Criterion, Selection
 from .pooling import group_means
 from .registry import register_method
-from .selecting import evenly, highest, token_counts
+from .selecting import highest, token_counts
 
 __all__ = ["VisionZip", "VisionZipConfig"]
 
@@ -26,9 +26,10 @@ class VisionZipConfig(PreDecoderConfig):
     ----------
     keep : int or float
         How many visual tokens of each sample stay: an int is a number of tokens, a float in (0, 1]
-        a share of the sample's own.
+        a share of the sample's own. Contextual ones are counted, and the class token, which the
+        authors count among their dominant 54, is not.
     contextual : float
-        Of those, the share that are merged from the rest; 10 of 64 in the paper.
+        Of those, the share that are merged from the rest; 10 of 64 in the authors' code.
     """
 
     keep: int | float = checked(64, budget)
@@ -40,10 +41,17 @@ class VisionZip(Method):
     """Keep dominant tokens, merge the others into contextual ones, before the decoder.
 
     arXiv 2412.04467, 3.2 and 3.3. Dominant are those to which the class token attends most in the
-    tower's last layer but one. Of the others, evenly spaced ones are targets; each joins the target
-    with the most similar key, and the group goes on as its mean, at the target's place. Here it is
-    the projected features that are averaged; the authors average before the projector. Not
-    implemented: the fine-tuned projector (VisionZip‡), and towers without a class token.
+    tower's last layer but one. Of the others, evenly spaced ones are targets; each other joins the
+    target with the most similar key, and the target goes on with the mean of those that joined it
+    added. Numbered anew (`positions`), as the authors run it, contextual tokens stand behind the
+    dominant ones.
+
+    Checked by reading ``visionzip/clip_encoder.py`` of github.com/dvlab-research/VisionZip, commit
+    3151f6d. Differences: the authors' 54 dominant tokens are 53 and the class token itself, which
+    transformers cuts off before the projector, so here they are 54 of the picture's; projected
+    features are averaged, where the authors average before the projector; a sample's images are
+    decided on together. Not implemented: the fine-tuned projector (VisionZip‡), and towers without
+    a class token.
     """
 
     tower_layer = -2  # the last but one
@@ -57,17 +65,19 @@ class VisionZip(Method):
         attention, most = context.tower.attention, count - merged
         dominant = highest(attention, visual, most)
         rest = visual & ~dominant
-        targets = evenly(rest, merged)
+        step = rest.sum(dim=1, keepdim=True).div(merged.clamp(min=1), rounding_mode="floor")
+        number = rest.long().cumsum(dim=1) - 1
+        targets = rest & (number % step.clamp(min=1) == 0)
+        targets = targets & (targets.cumsum(dim=1) <= merged)
         # The authors' metric: the mean of the heads' keys.
         keys = F.normalize(context.tower.keys.mean(dim=2), dim=-1)
         likeness = (keys @ keys.transpose(1, 2)).masked_fill(~targets[:, None], float("-inf"))
-        places = torch.arange(rest.shape[1], device=rest.device)
-        own = torch.where(targets, places, likeness.argmax(dim=2))
-        means = group_means(hidden, rest, own)
+        means = group_means(hidden, rest & ~targets, likeness.argmax(dim=2))
         return Selection(
             keep=dominant | targets,
             scores=attention,
-            hidden_states=torch.where(targets[..., None], means, hidden),
+            hidden_states=torch.where(targets[..., None], hidden + means, hidden),
+            order=targets.long(),
             criteria=(
                 Criterion("attention of the class token", attention, limit=most),
                 Criterion("target of a merge", met=targets),

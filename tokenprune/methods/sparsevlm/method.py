@@ -14,7 +14,7 @@ from ..base import Method
 from ..context import Context, Criterion, Selection
 from ..registry import register_method
 from ..selecting import at_step, highest, token_counts
-from .recycle import recycled
+from .recycle import recycled, share_and_one
 
 __all__ = ["SparseVLM", "SparseVLMConfig", "raters"]
 
@@ -35,10 +35,10 @@ class SparseVLMConfig(MultiLayerConfig):
         number of tokens, a float in (0, 1] a share of those that the sample still has at the layer.
         None: by rank, each sample its own number.
     recycle : float
-        τ: of the dropped tokens, the share with the highest scores that is clustered and merged. 0:
-        none.
+        τ: of the dropped tokens, the share with the highest scores that is clustered and merged,
+        and one more. 0: none.
     clusters : float
-        θ: how many clusters, as a share of the tokens that are clustered.
+        θ: how many clusters, as a share of the tokens that are clustered, and one more.
     """
 
     default_depths: ClassVar[tuple[float, ...]] = (3 / 32, 7 / 32, 16 / 32)
@@ -55,13 +55,21 @@ class SparseVLMConfig(MultiLayerConfig):
 class SparseVLM(Method):
     """Keep what the text tokens that concern the picture attend to (arXiv 2410.04417, 3).
 
-    Text raters are chosen once, by their similarity to the visual tokens before the first layer
-    (3.2). At each layer the mean attention of the raters scores the tokens; λ(n − rank) of n go,
-    the rank being that of the raters' attention (3.3). Of those that go, the best are clustered by
-    density peaks and each cluster goes on as one token (3.4), their mean as in the authors' code
-    (the text says sum), at the place of the cluster's centre. The rank is asked of the device once
-    a layer. Not implemented: the query-subset trick by which the authors get the attention under
-    FlashAttention; ours is computed under any backend.
+    Text raters are chosen once, among the text behind the picture, by their similarity to the
+    visual tokens before the first layer (3.2). At each layer the mean attention of the raters
+    scores the tokens; λ(n − rank) of n go, the rank being that of the raters' attention (3.3). Of
+    those that go, the best are clustered by density peaks and each cluster goes on as one token
+    (3.4), their mean as in the authors' code (the text says sum), at the place of the cluster's
+    centre; numbered anew (`positions`), as the authors run it, behind the tokens that stay. The
+    rank is asked of the device once a layer.
+
+    Checked by reading ``modelling_sparse_llama.py``, ``score.py`` and ``utils.py`` in
+    ``llava/model/language_model`` of github.com/Gumpest/SparseVLMs, commit 26a5f48. Differences:
+    the code has lists of counts (`keep`) where the paper goes by rank; of equal densities the
+    earlier token's counts as higher, where the code adds noise; a prompt without text behind its
+    last picture is rated by all of its text. Not implemented: SparseVLM+, and the query-subset
+    trick by which the authors get the attention under FlashAttention; ours is computed under any
+    backend.
     """
 
     needs = frozenset({"each"})
@@ -93,17 +101,24 @@ class SparseVLM(Method):
         if not config.recycle:
             return Selection(keep=keep, scores=scores, criteria=(rated,))
         gone = visual & ~keep
-        best = (config.recycle * gone.sum(dim=1, keepdim=True)).ceil()
+        best = share_and_one(config.recycle, gone.sum(dim=1, keepdim=True))
         worth = highest(scores, gone, best)
-        centres, hidden = recycled(context.hidden_states, worth, config.clusters)
+        centres, hidden, order = recycled(context.hidden_states, worth, config.clusters)
         merged = Criterion("centre of a merged cluster", met=centres)
         return Selection(
-            keep=keep | centres, scores=scores, hidden_states=hidden, criteria=(rated, merged)
+            keep=keep | centres,
+            scores=scores,
+            hidden_states=hidden,
+            order=order,
+            criteria=(rated, merged),
         )
 
 
 def raters(embeddings: Tensor, visual: Tensor, prompt: Tensor) -> Tensor:
     """Choose the text tokens that concern the picture more than the mean text token does.
+
+    Only text behind the last picture is asked, which has seen all there is; all of it, where none
+    is above the mean.
 
     Parameters
     ----------
@@ -115,10 +130,13 @@ def raters(embeddings: Tensor, visual: Tensor, prompt: Tensor) -> Tensor:
     -------
     bool, (batch, length)
     """
+    behind = prompt & (visual.flip(1).long().cumsum(dim=1).flip(1) == 0)
+    prompt = torch.where(behind.any(dim=1, keepdim=True), behind, prompt)
     states = embeddings.float()
     logits = states @ states.transpose(1, 2)
     # A row without text has nothing to share out: any finite number will do.
     shares = logits.masked_fill(~prompt[:, None], torch.finfo(torch.float32).min).softmax(dim=2)
     seen = (shares * visual[..., None]).sum(dim=1)
     mean = (seen * prompt).sum(dim=1, keepdim=True) / prompt.sum(dim=1, keepdim=True).clamp(min=1)
-    return prompt & (seen >= mean)
+    above = prompt & (seen > mean)
+    return torch.where(above.any(dim=1, keepdim=True), above, prompt)
