@@ -185,6 +185,8 @@ class MultiLayerConfig(MethodConfig):
     layers : tuple of int, optional
         Decoder layers, counted from 0, after which tokens are dropped. None: those of the method's
         paper in proportion, or the family's default.
+    positions : {"kept", "renumbered"}
+        Which positions survivors have; see `MethodConfig`.
     """
 
     # Shares of the depth after which the method's paper drops tokens. Empty: the family's default.
@@ -220,6 +222,8 @@ class SingleLayerConfig(MethodConfig):
     ----------
     layer : int
         The decoder layer, counted from 0, after which tokens are dropped.
+    positions : {"kept", "renumbered"}
+        Which positions survivors have; see `MethodConfig`.
     """
 
     layer: int = checked(1, layer_number())
@@ -245,6 +249,8 @@ class RankingConfig(SingleLayerConfig):
     keep : int or float
         How many visual tokens of each sample stay: an int is a number of tokens, a float in (0, 1]
         a share of the sample's own.
+    positions : {"kept", "renumbered"}
+        Which positions survivors have; see `MethodConfig`.
     """
 
     keep: int | float = checked(0.25, budget)
@@ -252,7 +258,13 @@ class RankingConfig(SingleLayerConfig):
 
 @dataclass(frozen=True)
 class PreDecoderConfig(MethodConfig):
-    """Base class of the configuration of a method that drops tokens before the first layer."""
+    """Base class of the configuration of a method that drops tokens before the first layer.
+
+    Parameters
+    ----------
+    positions : {"kept", "renumbered"}
+        Which positions survivors have; see `MethodConfig`.
+    """
 
     def pruning_layers(self) -> tuple[int, ...]:
         """Return `BEFORE_DECODER` alone."""

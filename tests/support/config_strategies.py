@@ -58,7 +58,8 @@ FIXED: dict[str, tuple[MethodConfig, ...]] = {
     "matryoshka": (tp.MatryoshkaConfig(stride=4),),
     "prumerge": (
         tp.PruMergeConfig(),
-        tp.PruMergeConfig(plus=True),
+        # Without a budget most stand out of a tower at random, and all tokens stay.
+        tp.PruMergeConfig(plus=True, keep=0.4),
         tp.PruMergeConfig(plus=True, keep=12, neighbours=3),
     ),
     "random": (tp.RandomConfig(layers=(-1, 1), mean_tokens=(20, 4.5)), tp.RandomConfig()),

@@ -30,6 +30,8 @@ class DivPruneConfig(RankingConfig):
     keep : int or float
         How many visual tokens of each sample stay: an int is a number of tokens, a float in (0, 1]
         a share of the sample's own.
+    positions : {"kept", "renumbered"}
+        Which positions survivors have; see `MethodConfig`.
     """
 
     layer: int = checked(BEFORE_DECODER, layer_number(BEFORE_DECODER))

@@ -28,6 +28,8 @@ class DownsampleConfig(PreDecoderConfig):
         About how many visual tokens of each sample there are then: an int is a number of tokens, a
         float in (0, 1] a share of the sample's own. Each side of a frame's grid shrinks to about
         √share of its lines.
+    positions : {"kept", "renumbered"}
+        Which positions survivors have; see `MethodConfig`.
     """
 
     keep: int | float = checked(0.25, budget)

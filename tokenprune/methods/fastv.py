@@ -27,6 +27,8 @@ class FastVConfig(RankingConfig):
     keep : int or float
         How many visual tokens of each sample stay: an int is a number of tokens, a float in (0, 1]
         a share of the sample's own. The paper's R is the share that goes.
+    positions : {"kept", "renumbered"}
+        Which positions survivors have; see `MethodConfig`.
 
     Examples
     --------

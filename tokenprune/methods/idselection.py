@@ -30,6 +30,8 @@ class IDSelectionConfig(RankingConfig):
         a share of the sample's own.
     gamma : float
         How fast suppression falls with the squared distance; the paper's γ.
+    positions : {"kept", "renumbered"}
+        Which positions survivors have; see `MethodConfig`.
     """
 
     gamma: float = checked(20.0, number(above=0, most=1e6))

@@ -28,6 +28,8 @@ class MatryoshkaConfig(PreDecoderConfig):
     stride : int
         Side of the windows that are averaged. On LLaVA's 24 x 24 tokens the paper's scales of 576,
         144, 36, 9 and 1 tokens are strides 1, 2, 4, 8 and 24.
+    positions : {"kept", "renumbered"}
+        Which positions survivors have; see `MethodConfig`.
     """
 
     stride: int = checked(2, integer(1, MAX_GRID_SIDE))

@@ -34,6 +34,8 @@ class PruMergeConfig(PreDecoderConfig):
         number, and one.
     neighbours : int
         How many of the other tokens are added to each that stays; the authors' 32.
+    positions : {"kept", "renumbered"}
+        Which positions survivors have; see `MethodConfig`.
     """
 
     plus: bool = checked(False, boolean)

@@ -28,6 +28,8 @@ class PyramidDropConfig(MultiLayerConfig):
     keep : int or float, or a tuple with one for each layer
         How many of its visual tokens each stage hands on: an int is a number of tokens, a float in
         (0, 1] a share of those that reach the stage's end; the paper's λ.
+    positions : {"kept", "renumbered"}
+        Which positions survivors have; see `MethodConfig`.
 
     Examples
     --------

@@ -45,6 +45,8 @@ class RandomConfig(MultiLayerConfig):
     mean_tokens : float, or a tuple with one for each layer, optional
         Instead of `keep`: the number of tokens that stay, on average over samples, such as the mean
         that another method kept. A fraction is rounded up or down at random for each sample.
+    positions : {"kept", "renumbered"}
+        Which positions survivors have; see `MethodConfig`.
 
     Examples
     --------

@@ -29,6 +29,8 @@ class UniformConfig(RankingConfig):
         About how many visual tokens of each sample stay: an int is a number of tokens, a float in
         (0, 1] a share of the sample's own. Each side of a frame's grid keeps about √share of its
         lines.
+    positions : {"kept", "renumbered"}
+        Which positions survivors have; see `MethodConfig`.
     """
 
     layer: int = checked(BEFORE_DECODER, layer_number(BEFORE_DECODER))

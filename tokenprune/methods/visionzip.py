@@ -30,6 +30,8 @@ class VisionZipConfig(PreDecoderConfig):
         authors count among their dominant 54, is not.
     contextual : float
         Of those, the share that are merged from the rest; 10 of 64 in the authors' code.
+    positions : {"kept", "renumbered"}
+        Which positions survivors have; see `MethodConfig`.
     """
 
     keep: int | float = checked(64, budget)

@@ -127,6 +127,8 @@ class ATPConfig(MultiLayerConfig):
         λ_atp and λ_target.
     target_unit : {"share", "tokens"}
         Whether the target loss |N − N_target| is divided by the number of visual tokens.
+    positions : {"kept", "renumbered"}
+        Which positions survivors have; see `MethodConfig`.
 
     Examples
     --------

@@ -39,6 +39,8 @@ class SparseVLMConfig(MultiLayerConfig):
         and one more. 0: none.
     clusters : float
         θ: how many clusters, as a share of the tokens that are clustered, and one more.
+    positions : {"kept", "renumbered"}
+        Which positions survivors have; see `MethodConfig`.
     """
 
     default_depths: ClassVar[tuple[float, ...]] = (3 / 32, 7 / 32, 16 / 32)
