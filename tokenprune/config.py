@@ -161,7 +161,9 @@ class MethodConfig:
                 "Left out.",
                 stacklevel=2,
             )
-        kept = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
+        kept: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known
+        }
         return cls(**kept)
 
     @classmethod
