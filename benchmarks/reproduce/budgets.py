@@ -49,6 +49,7 @@ def at_mean(share: float, total: int, depth: int) -> dict[str, MethodConfig | No
     few = fastv_at(1, share, total, depth)
     configs["FastV"] = None if few is None else tp.FastVConfig(layer=1, keep=few)
     configs["ID-Selection"] = None if few is None else tp.IDSelectionConfig(layer=1, keep=few)
+    configs["DART"] = None if few is None else tp.DARTConfig(layer=1, keep=few, norm=1)
     for name, layers in (("PyramidDrop", quarters), ("PyramidDrop, ATP's layers", LAYERS)):
         ratio = solve(staged(layers, depth), share)
         made = None if ratio is None else tp.PyramidDropConfig(layers=layers, keep=ratio)
@@ -63,6 +64,7 @@ def with_final(share: float, total: int, depth: int) -> dict[str, MethodConfig |
         **_before(share, total),
         "FastV": tp.FastVConfig(layer=1, keep=keep),
         "ID-Selection": tp.IDSelectionConfig(layer=1, keep=keep),
+        "DART": tp.DARTConfig(layer=1, keep=keep, norm=1),
         "PyramidDrop": tp.PyramidDropConfig(
             layers=tuple(round(depth * place) - 1 for place in tp.PyramidDropConfig.default_depths),
             keep=share ** (1 / 3),

@@ -51,6 +51,7 @@ FIXED: dict[str, tuple[MethodConfig, ...]] = {
         tp.CDPrunerConfig(keep=9),
         tp.CDPrunerConfig(keep=0.3, layer=1, negated=False, theta=0.5),
     ),
+    "dart": (tp.DARTConfig(layer=0, keep=9), tp.DARTConfig(keep=0.4, text_pivots=0)),
     "divprune": (tp.DivPruneConfig(keep=9), tp.DivPruneConfig(keep=0.3, layer=1)),
     "downsample": (tp.DownsampleConfig(keep=0.3), tp.DownsampleConfig(keep=9)),
     "fastv": (tp.FastVConfig(layer=1, keep=9), tp.FastVConfig(layer=0, keep=0.3)),
@@ -77,6 +78,10 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "cdpruner": {
         "negated": st.booleans(),
         "theta": st.sampled_from([None, 0.0, 0.5, 0.95]),
+    },
+    "dart": {
+        "image_pivots": st.sampled_from([1, 4, 100]),
+        "text_pivots": st.sampled_from([0, 3]),
     },
     "idselection": {"gamma": st.sampled_from([1.0, 20.0])},
     "matryoshka": {"stride": st.integers(1, 6)},

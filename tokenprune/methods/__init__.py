@@ -26,6 +26,7 @@ from .context import (
     Tower,
     Trace,
 )
+from .dart import DARTConfig
 from .divprune import DivPruneConfig
 from .downsample import DownsampleConfig
 from .fastv import FastVConfig
@@ -49,6 +50,7 @@ __all__ = [
     "CDPrunerConfig",
     "Context",
     "Criterion",
+    "DARTConfig",
     "DivPruneConfig",
     "DownsampleConfig",
     "FastVConfig",
