@@ -36,6 +36,7 @@ atp_configs = st.builds(
     start_spatial=st.floats(-5, 5),
     temperature=positive,
     training=st.sampled_from(("soft", "straight_through")),
+    loss=st.sampled_from(("labels", "distill")),
     floor=st.floats(1e-6, 0.5),
     atp_weight=st.just(0) | positive,
     target_weight=st.just(0.0) | positive,
@@ -134,7 +135,11 @@ BAD = [
     *((name, bad) for name in ("normalisation", "averaging") for bad in ("mean", "", None, 1)),
     *(("ranking", bad) for bad in ("hidden", "", None, 1)),
     *(("hidden_size", bad) for bad in (0, -1, 2.5, "64", True, 2**16 + 1)),
-    *((name, bad) for name in ("training", "target_unit") for bad in ("hard", None, ["soft"])),
+    *(
+        (name, bad)
+        for name in ("training", "target_unit", "loss")
+        for bad in ("hard", None, ["soft"])
+    ),
     *(("sources", bad) for bad in ((), ("self", "self"), ("text",), "self", None, 3)),
     *(("prunings", bad) for bad in ((), ("spatial", "spatial"), ("random",), "spatial", None)),
     *(("strides", bad) for bad in ((), (1, 2), (2.0, 3), (0,), ("2",), 2, None)),

@@ -143,10 +143,12 @@ def heads_of(model: Any) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in model.tokenprune.named_parameters()}
 
 
-def trained(around: Callable[[Any], Any], which: slice | None = None) -> dict[str, np.ndarray]:
+def trained(
+    around: Callable[[Any], Any], which: slice | None = None, loss: str = "labels"
+) -> dict[str, np.ndarray]:
     """The heads after three steps, each on this rank's rows of the batch."""
     torch.manual_seed(0)
-    model = atp_llava(target_tokens=TARGET)
+    model = atp_llava(target_tokens=TARGET, loss=loss)
     parameters = tp.train_only_heads(model)
     given = around(model).train()
     which = slice(4 * rank(), 4 * rank() + 4) if which is None else which
@@ -177,6 +179,16 @@ def test_two_ranks_train_the_heads_of_one(
         for name, expected in on_all_rows.items():
             np.testing.assert_allclose(found[name], expected, atol=1e-5, err_msg=name)
             assert np.abs(expected - start[name].numpy()).max() > 1e-7, f"{name} did not move"
+
+
+@pytest.mark.parametrize("around", [in_ddp, in_fsdp])
+def test_two_ranks_learn_from_the_teacher_as_one(
+    two: Run, around: Callable[[Any], Any], on_all_rows: dict[str, np.ndarray]
+) -> None:
+    one = trained(alone, slice(None), "distill")
+    assert any(np.abs(one[name] - on_all_rows[name]).max() > 1e-6 for name in one)
+    for found in two(trained, around, None, "distill"):
+        assert all(np.allclose(found[name], one[name], rtol=0, atol=1e-5) for name in one)
 
 
 # -- saving --------------------------------------------------------------------------------------

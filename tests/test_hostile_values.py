@@ -55,6 +55,7 @@ WORDS = (
     "share",
     "visible",
     "learned",
+    "distill",
     "x" * 10**6,
     b"self",
     "\ud800",

@@ -269,3 +269,16 @@ def test_a_run_that_was_killed_resumes(tmp_path):
     assert losses(resumed)[KILLED:] == losses(whole)[KILLED:]
     for name, value in heads(whole.model).items():
         assert torch.equal(heads(resumed.model)[name], value), name
+
+
+def test_distillation_in_a_trainer(tmp_path):
+    """Its loss is the one logged, with the terms; no other loss may take its place."""
+    ran = trainer(atp_llava(loss="distill"), tmp_path, [tp.TrainerCallback()])
+    ran.train()
+    for entry in ran.state.log_history[:STEPS]:
+        budget = 0.01 * entry["tokenprune/atp"] + 4 * entry["tokenprune/target"]
+        assert entry["loss"] == pytest.approx(entry["tokenprune/distill"] + budget, abs=1e-3)
+    with pytest.raises(ValueError, match=r"distill.* label_smoothing_factor has the Trainer"):
+        trainer(
+            atp_llava(loss="distill"), tmp_path, [tp.TrainerCallback()], label_smoothing_factor=0.1
+        )

@@ -80,3 +80,13 @@ def test_without_the_callback_it_warns(tmp_path: Path) -> None:
     ran = trainer(atp_llava(), tmp_path, [], save_strategy="no")
     with pytest.warns(UserWarning, match=r"without a budget.*tokenprune\.TrainerCallback"):
         ran.train()
+
+
+def test_distillation_is_refused(tmp_path: Path) -> None:
+    """With the callback when the trainer is made, without it at the first step."""
+    message = "distill.* TRL's SFTTrainer has the Trainer compute another"
+    with pytest.raises(ValueError, match=message):
+        trainer(atp_llava(loss="distill"), tmp_path, [tp.TrainerCallback()])
+    ran = trainer(atp_llava(loss="distill"), tmp_path, [], save_strategy="no")
+    with pytest.raises(ValueError, match=r"distill.* SFTTrainer"):
+        ran.train()

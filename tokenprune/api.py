@@ -193,7 +193,8 @@ def losses(model: nn.Module) -> dict[str, Tensor]:
     -------
     dict
         "lm", "atp", "target" and "total", the last with weights applied: what ``out.loss`` is.
-        Without labels, only the budget's terms.
+        Without labels, only the budget's terms. With ``ATPConfig(loss="distill")``, labels or not,
+        "distill" is in the place of "lm".
 
     Raises
     ------

@@ -28,8 +28,8 @@ class TrainerCallback(Base):
     ``trainer.save_model`` and ``model.save_pretrained`` write the whole model.
 
     The Trainer's logs get, as means over the batches since the last log, the visual tokens kept by
-    a sample over all layers ("tokenprune/kept_tokens"), the loss's terms ("tokenprune/lm",
-    "tokenprune/atp", "tokenprune/target") and each step's thresholds
+    a sample over all layers ("tokenprune/kept_tokens"), the loss's terms ("tokenprune/lm" or
+    "tokenprune/distill", "tokenprune/atp", "tokenprune/target") and each step's thresholds
     ("tokenprune/layer_1/threshold_0"). Callbacks that report, such as TensorBoardCallback, see them
     if they come after this one: those that ``report_to`` names come before.
 
@@ -55,6 +55,13 @@ class TrainerCallback(Base):
             engine.warns_without_heads = False
             engine.handles.append(base.register_load_state_dict_post_hook(_expect_none))
         engine.loss_by_tokens = _is_sft(args)
+        smooths = getattr(args, "label_smoothing_factor", 0) > 0
+        if engine.method.distills and (engine.loss_by_tokens or smooths):
+            found = "label_smoothing_factor" if smooths else "TRL's SFTTrainer"
+            raise ValueError(
+                f'loss="distill" is the model\'s own loss, and {found} has the Trainer compute '
+                'another: leave that out, or use ATPConfig(loss="labels").'
+            )
         cover_save_pretrained(kwargs["model"])  # a PEFT model's that the Trainer has made
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

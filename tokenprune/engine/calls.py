@@ -16,6 +16,7 @@ from .vision_tower import TowerAttention
 
 __all__ = [
     "Call",
+    "Lesson",
     "check_images_arrive",
     "current_pass",
     "generate_arguments",
@@ -35,6 +36,22 @@ __all__ = [
 # A call belongs to an engine, which is known here by its identity alone.
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """What the unpruned model answers to a training batch.
+
+    Attributes
+    ----------
+    where : bool, (batch, length)
+        The positions that teach.
+    logits : Tensor, (positions, vocabulary)
+        There, without gradient.
+    """
+
+    where: Tensor
+    logits: Tensor
+
+
 @dataclass
 class Call:
     """One call of a wrapped model, or of its core alone.
@@ -51,6 +68,8 @@ class Call:
         Whether it was given images.
     core_alone : bool
         Whether it is the core's own call, with no call of the model around it.
+    lesson : Lesson, optional
+        What this training forward is taught by, where it is not its labels.
     tower : TowerAttention, optional
         Of this call.
     core : CoreCall, optional
@@ -66,6 +85,7 @@ class Call:
     labels: Tensor | None = None
     images: bool = False
     core_alone: bool = False
+    lesson: Lesson | None = None
     tower: TowerAttention | None = None
     core: CoreCall | None = None
     running: Pass | None = None

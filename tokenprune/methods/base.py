@@ -61,6 +61,8 @@ class Method(nn.Module):
         (begin, end, padding, image and others). None: all text stays.
     trainable : bool
         Whether its selections have soft masks in training.
+    distills : bool
+        Whether the unpruned model's logits teach in training, instead of labels.
     Config : type
         The configuration's class; `tokenprune.register_method` sets it.
 
@@ -85,6 +87,7 @@ class Method(nn.Module):
     revives: bool = False
     spared_ids: tuple[int, ...] | None = None
     trainable: bool = False
+    distills: bool = False
 
     def __init__(self, config: Any = None) -> None:
         super().__init__()

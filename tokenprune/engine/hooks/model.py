@@ -19,6 +19,7 @@ from ..passes import SoftenedPass
 from ..wrappers import check_heads
 from .base import Hooks
 from .refused import check_generate, check_not_exported, check_text_alone
+from .teacher import divergence, teach
 
 __all__ = ["ModelHooks"]
 
@@ -38,12 +39,17 @@ class ModelHooks(Hooks):
                 "at work in one only: start one process for each device (torchrun, accelerate "
                 "launch), or let the process see one alone (CUDA_VISIBLE_DEVICES=0)."
             )
-        if engine.training and engine.method.trainable and torch.is_grad_enabled():
+        trains = engine.training and engine.method.trainable and torch.is_grad_enabled()
+        if trains:
             check_heads(getattr(model, ATTRIBUTE, None))
         given = bind(engine.anatomy.model_signature, args, kwargs)
         images = engine.adapter.has_images(given)
         tower_layer = engine.anatomy.tower_layer
-        calls.push(calls.Call(engine, tower_layer, labels=given.get("labels"), images=images))
+        lesson = None
+        if trains and images and engine.method.distills and not calls.is_paused(engine):
+            lesson = teach(engine, model, given)
+        labels = given.get("labels")
+        calls.push(calls.Call(engine, tower_layer, labels=labels, images=images, lesson=lesson))
 
     @torch.compiler.disable
     def after(self, _: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
@@ -73,6 +79,8 @@ class ModelHooks(Hooks):
             # A batch without images teaches the heads nothing, but its loss must have a gradient.
             extra = sum((0 * p.sum() for p in engine.parameters()), extra)
         losses = {name: value for name, (value, _) in terms.items()}
+        if engine.method.distills:
+            return self._distilled(call, output, extra, share, losses)
         if call.labels is None:
             engine.latest.losses = losses
             return None
@@ -81,6 +89,22 @@ class ModelHooks(Hooks):
         total = lm + (extra * share).to(lm.device, lm.dtype)
         engine.latest.losses = {"lm": lm, **losses, "total": total}
         return _with_loss(output, total)
+
+    def _distilled(
+        self,
+        call: calls.Call,
+        output: Any,
+        extra: Tensor,
+        share: float | Tensor,
+        losses: dict[str, Tensor],
+    ) -> Any:
+        """Return the output with the divergence from the teacher, and the terms, as its loss."""
+        labelled, lesson = call.labels is not None, call.lesson
+        # A batch without images is answered by teacher and pupil alike.
+        value = extra * 0 if lesson is None else divergence(lesson, output, labelled)
+        total = (value + extra.to(value.device)) * share
+        self.engine.latest.losses = {"distill": value, **losses, "total": total}
+        return _with_loss(output, total) if labelled else _with_new_loss(output, total)
 
     def generate(self, generate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run the model's ``generate``, whose arguments are known to the calls inside."""
@@ -128,6 +152,13 @@ def _with_loss(output: Any, loss: Tensor) -> Any:
         return (loss, *output[1:])
     output["loss"] = loss
     return output
+
+
+def _with_new_loss(output: Any, loss: Tensor) -> Any:
+    """Return an output that has no loss with one, before everything else in it."""
+    if isinstance(output, tuple):
+        return (loss, *output)
+    return type(output)(**{**output, "loss": loss})
 
 
 def _add_to_tokens(output: Any, extra: Tensor, wanted: bool) -> None:

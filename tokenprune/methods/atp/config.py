@@ -121,6 +121,11 @@ class ATPConfig(MultiLayerConfig):
         T of the soft masks σ((S − θ)·T).
     training : {"soft", "straight_through"}
         What training computes on: the soft mask, or the hard one with the soft one's gradient.
+    loss : {"labels", "distill"}
+        What training compares answers with. ``distill``: the unpruned model's next-token
+        distributions, by their divergence, for one more forward without gradient; at the positions
+        of answers where labels are given, and otherwise at all text after the image. Not in the
+        paper; not measured yet.
     floor : float
         Least value that a mask has as a factor on attention, from 1e-30, below 1.
     atp_weight, target_weight : float
@@ -155,6 +160,7 @@ class ATPConfig(MultiLayerConfig):
     start_spatial: float = checked(3.0, _SHIFT)
     temperature: float = checked(20.0, number(above=0, most=1e9))
     training: str = checked("straight_through", choice("soft", "straight_through"))
+    loss: str = checked("labels", choice("labels", "distill"))
     # Its logarithm is taken in float32.
     floor: float = checked(1e-6, number(least=1e-30, below=1))
     atp_weight: float = checked(0.01, _WEIGHT)

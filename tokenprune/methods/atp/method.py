@@ -76,6 +76,7 @@ class ATP(Method):
             raise ValueError("ATP needs a configuration with layers, grid and target_tokens set.")
         self.floor = config.floor
         self.revives = config.revival
+        self.distills = config.loss == "distill"
         self.spared_ids = None if config.text_threshold is None else config.special_ids
         self.target_loss = TargetLoss(config.target_tokens / visual_tokens, config.target_unit)
         start = (config.start_redundant, config.start_spatial)
