@@ -13,15 +13,18 @@ import tokenprune as tp
 from benchmarks.reproduce import table1, table6
 from benchmarks.reproduce.budgets import at_mean, with_final
 from benchmarks.reproduce.claims import claims
+from benchmarks.reproduce.positions import better, renumbered
 from benchmarks.reproduce.render import render
 from benchmarks.reproduce.setting import (
     FULL,
     QUICK,
+    OutOfReachError,
     calibration,
     load,
     measure,
     open_store,
     questions_of,
+    row_if_reached,
 )
 from benchmarks.reproduce.table2 import fix
 
@@ -64,6 +67,43 @@ def test_rows_are_measured_once(tmp_path: Path) -> None:
     assert len(made) == 2
     # Rows of another setting do not count.
     assert open_store(folder, "table", QUICK).rows == []
+
+
+def test_the_better_positions_stand_in_table_1() -> None:
+    keys = {"block": "mean", "share": 0.25}
+    rows = [
+        kept("A", 0.8, **keys),
+        kept("A", 0.8, **{**keys, "share": 0.1}),
+        kept("B", 0.7, **keys),
+    ]
+    rows += [kept(renumbered("A"), 0.9, **keys)]
+    rows += [kept(renumbered("A"), 0.7, **{**keys, "share": 0.1})]
+    found = {(r["method"], r["share"]): (r["accuracy_kept"], r["positions"]) for r in better(rows)}
+    assert found == {
+        ("A", 0.25): (0.9, "renumbered"),
+        ("A", 0.1): (0.8, "kept"),
+        ("B", 0.25): (0.7, "kept"),
+    }
+    # A run that was interrupted: not all seeds are there yet.
+    rows.append(kept("A", 0.5, **{**keys, "seed": 1}))
+    assert {r["positions"] for r in better(rows) if r["share"] == 0.25} == {"kept"}
+
+
+def test_what_is_out_of_reach_gives_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = ({name: values[:2] for name, values in calibration(FULL, 0)[0].items()},)
+    monkeypatch.setattr(table1, "calibration", lambda setting, seed: few)
+    monkeypatch.setattr(table1, "wrapped", lambda config, setting, seed: {"accuracy_kept": 0.5})
+    store = open_store(tmp_path, "table1", TINY)
+    table1.adaptive(store, TINY, 0, 0.01, "mean")
+    assert store.rows == []
+    table1.adaptive(store, TINY, 0, 0.3, "mean")
+    assert [row["method"] for row in store.rows] == ["SparseVLM", "SparseVLM, renumbered"]
+
+    def refused() -> dict[str, float]:
+        raise OutOfReachError("too few")
+
+    assert row_if_reached(store, refused, method="ATP") is None
+    assert len(store.rows) == 2
 
 
 def test_fixed_counts_are_the_same_for_every_picture() -> None:
@@ -142,6 +182,8 @@ def test_the_page_has_every_part(tmp_path: Path) -> None:
             kept("ATP", 0.9871, **block),
             kept("ATP", 0.9671, **{**block, "block": "final"}),
             kept("FastV", 0.8, **block),
+            kept("VisionZip", 0.6, **block),
+            kept(renumbered("VisionZip"), 0.7, **block),
         ],
         "table2": [kept("adaptive", 0.9, share=0.25), kept("fixed", 0.8, share=0.25)],
         "table3": [kept("heads only", 0.9, share=0.25)],
@@ -157,6 +199,8 @@ def test_the_page_has_every_part(tmp_path: Path) -> None:
         (results / f"{name}.json").write_text(json.dumps({**head, "rows": table}))
     page = render(results, tmp_path)
     assert "| ATP | **98.7** (36.0 / 12.0) |" in page
+    assert "| VisionZip | **70.0** † (36.0 / 12.0) |" in page
+    assert "| VisionZip † |" in page
     assert "Out of reach: x at 15%" in page
     for part in ("1:", "2:", "3:", "6:", "s 4 and 5:"):
         assert f"## Table{'' if part[0] == 's' else ' '}{part}" in page

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 
 import tokenprune as tp
 from tokenprune.config import MethodConfig
 
+from .positions import renumbered
 from .setting import LAYERS
 
 __all__ = ["at_mean", "fastv_at", "with_final"]
+
+
+# Those whose authors number survivors anew, without gaps.
+AUTHORS_RENUMBER = (
+    tp.PyramidDropConfig,
+    tp.PruMergeConfig,
+    tp.VisionZipConfig,
+    tp.DivPruneConfig,
+    tp.MatryoshkaConfig,
+)
 
 
 def solve(share: Callable[[float], float], wanted: float) -> float | None:
@@ -54,13 +66,13 @@ def at_mean(share: float, total: int, depth: int) -> dict[str, MethodConfig | No
         ratio = solve(staged(layers, depth), share)
         made = None if ratio is None else tp.PyramidDropConfig(layers=layers, keep=ratio)
         configs[name] = made
-    return configs
+    return _both_positions(configs)
 
 
 def with_final(share: float, total: int, depth: int) -> dict[str, MethodConfig | None]:
     """Configure each method so that it ends with a share of the tokens."""
     keep = round(share * total)
-    return {
+    configs = {
         **_before(share, total),
         "FastV": tp.FastVConfig(layer=1, keep=keep),
         "ID-Selection": tp.IDSelectionConfig(layer=1, keep=keep),
@@ -71,6 +83,17 @@ def with_final(share: float, total: int, depth: int) -> dict[str, MethodConfig |
         ),
         "PyramidDrop, ATP's layers": tp.PyramidDropConfig(layers=LAYERS, keep=share ** (1 / 3)),
     }
+    return _both_positions(configs)
+
+
+def _both_positions(configs: dict[str, MethodConfig | None]) -> dict[str, MethodConfig | None]:
+    """Add each method with survivors renumbered whose authors run it so."""
+    added = {
+        renumbered(name): dataclasses.replace(config, positions="renumbered")
+        for name, config in configs.items()
+        if isinstance(config, AUTHORS_RENUMBER)
+    }
+    return {**configs, **added}
 
 
 def _before(share: float, total: int) -> dict[str, MethodConfig | None]:

@@ -14,6 +14,7 @@ from benchmarks.tables import table
 
 from . import charts
 from .claims import claims
+from .positions import better
 
 __all__ = ["render"]
 
@@ -111,9 +112,15 @@ def _budgets(rows: Sequence[Row], block: dict[str, Any]) -> str:
                 line.append("-")
                 continue
             tokens = f"{_mean(found, 'mean_tokens'):.1f} / {_mean(found, 'final_tokens'):.1f}"
-            line.append(f"**{spread([r['accuracy_kept'] for r in found])}** ({tokens})")
+            kept = spread([row["accuracy_kept"] for row in found])
+            line.append(f"**{kept}**{_mark(found[0])} ({tokens})")
         body.append(line)
     return table(["method", *(f"{share:.0%}" for share in shares)], body)
+
+
+def _mark(row: Row) -> str:
+    """Return the sign of a row that was measured with survivors renumbered."""
+    return " †" if row.get("positions") == "renumbered" else ""
 
 
 def _kinds(rows: Sequence[Row], share: float) -> str:
@@ -126,14 +133,15 @@ def _kinds(rows: Sequence[Row], share: float) -> str:
             f"{statistics.mean(row['kinds'][kind] for row in mine if kind in row['kinds']):.0%}"
             for kind in kinds
         ]
-        body.append([name, *cells])
+        body.append([name + _mark(mine[0]), *cells])
     return table(["method", *(kind.replace("_", " ") for kind in kinds)], body)
 
 
 def _table1(rows: list[Row], folder: Path) -> str:
+    rows = better(rows)
     shares = sorted({row["share"] for row in rows})
     kinds = 0.25 if 0.25 in shares else shares[0]
-    return f"""## Table 1: every method, four budgets
+    return f"""## Table 1: every method at each budget
 
 Accuracy kept, % of the unpruned model, with (mean tokens over all layers / tokens after the last
 layer that drops), of 144. First the budget is the **mean over all layers**:
@@ -142,6 +150,9 @@ layer that drops), of 144. First the budget is the **mean over all layers**:
 The same with the budget as **final tokens**; what keeps early layers whole then computes more:
 
 {_budgets(rows, {"block": "final"})}
+† : survivors numbered anew without gaps (`positions="renumbered"`). Methods whose authors run them
+so were measured both ways, and the better one stands here; all others keep their positions.
+
 - : out of the method's reach (PyramidDrop keeps a quarter of the layers whole; FastV's two layers
 leave less than a token; Matryoshka's scales have no such number). Methods stand at their papers'
 places in proportion to the depth. Two things here are hard on rivals, and say nothing of them on

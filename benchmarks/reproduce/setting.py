@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -16,15 +17,17 @@ from benchmarks.digits_vqa import recipe
 from benchmarks.digits_vqa.dataset import Sample, samples
 from benchmarks.digits_vqa.evaluate import accuracy
 from benchmarks.environment import environment
-from benchmarks.store import Store
+from benchmarks.store import Row, Store
 
 __all__ = [
     "FULL",
     "LAYERS",
     "QUICK",
     "RATE",
+    "OutOfReachError",
     "Setting",
     "atp",
+    "calibrated",
     "calibration",
     "load",
     "measure",
@@ -32,6 +35,7 @@ __all__ = [
     "open_store",
     "processor",
     "questions_of",
+    "row_if_reached",
     "start",
     "unpruned",
 ]
@@ -65,7 +69,7 @@ class Setting:
     shares: tuple[float, ...]
 
 
-FULL = Setting("full", (0, 1, 2), 500, 40, 128, (0.33, 0.25, 0.22, 0.15))
+FULL = Setting("full", (0, 1, 2), 500, 40, 128, (0.33, 0.25, 0.22, 0.15, 0.1, 0.07))
 QUICK = Setting("quick", (0,), 60, 4, 24, (0.25,))
 
 
@@ -130,6 +134,34 @@ def measure(model: Any, test: list[Sample], base: float) -> dict[str, Any]:
 def measure_held_out(model: Any, setting: Setting, seed: int) -> dict[str, Any]:
     """Measure a wrapped model on the held-out questions of a seed, against the unpruned model."""
     return measure(model, questions_of(setting, seed), unpruned(setting, seed))
+
+
+class OutOfReachError(ValueError):
+    """Say that a method cannot meet a budget."""
+
+
+def calibrated(model: Any, setting: Setting, seed: int, share: float) -> Any:
+    """Calibrate ATP to a mean share of the tokens.
+
+    Raises
+    ------
+    OutOfReachError
+        If its steps leave more, or less, than that.
+    """
+    try:
+        tp.calibrate(model, list(calibration(setting, seed)), share * model.config.image_seq_length)
+    except ValueError as error:
+        raise OutOfReachError(str(error)) from error
+    return model
+
+
+def row_if_reached(store: Store, measure: Callable[[], Row], **keys: Any) -> Row | None:
+    """Return the row with these values, measured if it is not there. None: out of reach."""
+    try:
+        return store.once(measure, **keys)
+    except OutOfReachError as error:
+        print("out of reach:", keys, error, flush=True)
+        return None
 
 
 def start(model: Any, setting: Setting, seed: int, target: float) -> None:

@@ -1,4 +1,4 @@
-"""Table 1: every method at four budgets, matched by mean tokens and by final tokens."""
+"""Table 1: every method at each budget, matched by mean tokens and by final tokens."""
 
 from __future__ import annotations
 
@@ -15,15 +15,19 @@ from benchmarks.store import Store
 from tokenprune.config import MethodConfig
 
 from .budgets import at_mean, fastv_at, with_final
+from .positions import renumbered
 from .setting import (
     LAYERS,
+    OutOfReachError,
     Setting,
     atp,
+    calibrated,
     calibration,
     load,
     measure_held_out,
     open_store,
     processor,
+    row_if_reached,
 )
 
 __all__ = ["run"]
@@ -55,8 +59,10 @@ def trained(
         return measure_held_out(model, setting, seed)
 
     keys = {"share": share, "block": block, "seed": seed}
-    row = store.once(lambda: made(heads=True), method="ATP", **keys)
-    store.once(lambda: made(heads=False), method="ATP, calibrated only", **keys)
+    row = row_if_reached(store, lambda: made(heads=True), method="ATP", **keys)
+    row_if_reached(store, lambda: made(heads=False), method="ATP, calibrated only", **keys)
+    if row is None:
+        return
     after = tuple(row["kept_per_layer"][layer + 1] for layer in LAYERS)
     config = tp.RandomConfig(layers=LAYERS, mean_tokens=after, seed=seed)
     store.once(
@@ -66,10 +72,10 @@ def trained(
 
 def to_budget(model: Any, setting: Setting, share: float, block: str, seed: int) -> None:
     """Calibrate ATP to a mean, or by bisection to a number of final tokens."""
-    total, batches = model.config.image_seq_length, list(calibration(setting, seed))
     if block == "mean":
-        tp.calibrate(model, batches, share * total)
+        calibrated(model, setting, seed, share)
         return
+    total, batches = model.config.image_seq_length, list(calibration(setting, seed))
     # The same knob that `calibrate` turns, by another count.
     method = model.tokenprune.method
     low, high = -4.0, 4.0
@@ -115,19 +121,28 @@ def plain(
 def adaptive(store: Store, setting: Setting, seed: int, share: float, block: str) -> None:
     """Measure SparseVLM, whose λ is set by bisection on training pictures."""
 
-    def made() -> dict[str, Any]:
+    def made(positions: str) -> dict[str, Any]:
         model, batches = load(), list(calibration(setting, seed))
-        total = model.config.image_seq_length
-        low, high = 0.02, 1.0
-        for _ in range(7):
-            scale = (low + high) / 2
-            tp.wrap(model, tp.SparseVLMConfig(scale=scale))
+        wanted = share * model.config.image_seq_length
+
+        def tokens(scale: float) -> float:
+            tp.wrap(model, tp.SparseVLMConfig(scale=scale, positions=positions))
             found = measured(model, batches)[f"{block}_tokens"]
             tp.unwrap(model)
-            low, high = (low, scale) if found < share * total else (scale, high)
-        return {"scale": scale, **wrapped(tp.SparseVLMConfig(scale=scale), setting, seed)}
+            return found
 
-    store.once(made, method="SparseVLM", share=share, block=block, seed=seed)
+        low, high = 0.02, 1.0
+        if (least := tokens(high)) > 1.02 * wanted:
+            raise OutOfReachError(f"{least:.1f} tokens at λ = 1, and {wanted:.1f} are wanted.")
+        for _ in range(7):
+            scale = (low + high) / 2
+            low, high = (low, scale) if tokens(scale) < wanted else (scale, high)
+        config = tp.SparseVLMConfig(scale=scale, positions=positions)
+        return {"scale": scale, **wrapped(config, setting, seed)}
+
+    keys = {"share": share, "block": block, "seed": seed}
+    for name, positions in (("SparseVLM", "kept"), (renumbered("SparseVLM"), "renumbered")):
+        row_if_reached(store, partial(made, positions), method=name, **keys)
 
 
 def best_fastv(store: Store, setting: Setting, seed: int) -> None:

@@ -10,7 +10,15 @@ from benchmarks.store import Store
 from tokenprune.methods.atp import ATP
 from tokenprune.methods.selecting import highest
 
-from .setting import LAYERS, Setting, atp, calibration, measure_held_out, open_store
+from .setting import (
+    LAYERS,
+    Setting,
+    atp,
+    calibrated,
+    measure_held_out,
+    open_store,
+    row_if_reached,
+)
 
 __all__ = ["fix", "run"]
 
@@ -59,19 +67,19 @@ def run(setting: Setting, results: Path, work: Path) -> None:
 def pair(store: Store, setting: Setting, seed: int, share: float, work: Path) -> None:
     """Measure adaptive counts at one budget, and their mean counts for every picture."""
 
-    def calibrated() -> Any:
-        model = atp(setting, seed, work)
-        tp.calibrate(model, list(calibration(setting, seed)), share * model.config.image_seq_length)
-        return model
+    def adaptive() -> Any:
+        return calibrated(atp(setting, seed, work), setting, seed, share)
 
     def fixed(counts: tuple[float, ...]) -> dict[str, Any]:
-        model = calibrated()
+        model = adaptive()
         fix(model, counts)
         return measure_held_out(model, setting, seed)
 
     keys = {"share": share, "seed": seed}
-    row = store.once(
-        lambda: measure_held_out(calibrated(), setting, seed), method="adaptive", **keys
+    row = row_if_reached(
+        store, lambda: measure_held_out(adaptive(), setting, seed), method="adaptive", **keys
     )
+    if row is None:
+        return
     counts = tuple(row["kept_per_layer"][layer + 1] for layer in LAYERS)
     store.once(lambda: fixed(counts), method="fixed", **keys)
