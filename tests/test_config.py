@@ -21,6 +21,7 @@ atp_configs = st.builds(
     normalisation=st.sampled_from(("share", "minmax", "none")),
     averaging=st.sampled_from(("visible", "all")),
     ranking=st.just("learned"),
+    need_layer=st.none() | st.integers(0, 100),
     hidden_size=st.none() | st.integers(1, 9000),
     sources=st.sampled_from((("self",), ("cross",), ("self", "cross"), ("cross", "self"))),
     prunings=st.sampled_from((("redundant",), ("spatial",), ("redundant", "spatial"))),
@@ -134,6 +135,7 @@ BAD = [
     *(("target_tokens", bad) for bad in (0, -1, NAN, INF, "144")),
     *((name, bad) for name in ("normalisation", "averaging") for bad in ("mean", "", None, 1)),
     *(("ranking", bad) for bad in ("hidden", "", None, 1)),
+    *(("need_layer", bad) for bad in (-1, 2.5, "2", True, (2,), 2**16 + 1)),
     *(("hidden_size", bad) for bad in (0, -1, 2.5, "64", True, 2**16 + 1)),
     *(
         (name, bad)

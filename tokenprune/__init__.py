@@ -59,7 +59,7 @@ if TYPE_CHECKING:
         register_method,
     )
     from .pretrained import from_pretrained
-    from .training import calibrate, set_budget, train_only_heads, trainable
+    from .training import calibrate, fit_need, set_budget, train_only_heads, trainable
 
 __all__ = [
     "ATPConfig",
@@ -96,6 +96,7 @@ __all__ = [
     "draw",
     "draw_methods",
     "explain",
+    "fit_need",
     "from_pretrained",
     "is_wrapped",
     "load_heads",

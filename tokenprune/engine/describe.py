@@ -41,6 +41,7 @@ def describe(
         lines.append(f"config: {_changed_fields(config)}")
     state = method.runtime_state()
     budgets = state.pop("budgets", None)
+    state.pop("ladder", None)  # what a price chooses from: as long as the budgets
     if budgets is not None:
         lines.append(f"budget: {_budgets(budgets, state)}")
     if state:

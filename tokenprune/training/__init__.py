@@ -1,6 +1,7 @@
 """Train the heads, and calibrate their thresholds without training."""
 
 from .calibrate import calibrate, set_budget
+from .need import fit_need
 from .trainable import train_only_heads, trainable
 
-__all__ = ["calibrate", "set_budget", "train_only_heads", "trainable"]
+__all__ = ["calibrate", "fit_need", "set_budget", "train_only_heads", "trainable"]

@@ -18,6 +18,7 @@ from .bisection import SHIFT_COUNTS, Shifting
 from .budget_arguments import batches_of, cap, finite_number, targets
 from .counting import Counting
 from .divergence import compare_next_tokens, lower_divergence
+from .need import PRICE_COUNTS, meet_by_price
 from .progress import Progress
 
 __all__ = ["calibrate", "set_budget"]
@@ -93,6 +94,8 @@ def calibrate(
         require(by in ("count", "divergence"), "by", by, "'count' or 'divergence'")
         method = _atp_of(model)
         wanted, most, own = targets(target_tokens), cap(max_kept), batches_of(batches)
+        expected = "'count', since each prompt has a budget of its own, which fit_need gave it"
+        require(by == "count" or not method.ladder, "by", by, expected)
     _check_ranks(model, method, wanted, most, by)
     before = method.runtime_state()
     modes = {module: module.training for module in model.modules()}
@@ -110,8 +113,9 @@ def calibrate(
     known = {_key(budget): budget for budget in method.budgets}
     known |= {_key(budget): budget for budget, _ in found}
     last = found[-1][0]
-    state = {"shifts": last["shifts"], "max_kept": last["max_kept"]}
-    method.load_runtime_state({**state, "budgets": [known[key] for key in sorted(known)]})
+    state = {name: last.get(name) for name in ("shifts", "max_kept", "price")}
+    state |= {"ladder": method.ladder, "budgets": [known[key] for key in sorted(known)]}
+    method.load_runtime_state(state)
     return {_key(budget)[1]: measured for budget, measured in found}
 
 
@@ -122,6 +126,13 @@ def _find(
 
     Every rank finds the same, since each goes by the mean over all.
     """
+    if method.ladder:
+        counting.expect(PRICE_COUNTS * len(targets))
+        steps = range(len(targets) - 1, -1, -1)
+        return [
+            meet_by_price(counting, method, target, PRICE_COUNTS * left)
+            for target, left in zip(targets, steps, strict=True)
+        ]
     if by == "divergence":
         compare_next_tokens(counting)
     shifting = Shifting(counting, method, len(targets))

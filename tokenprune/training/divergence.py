@@ -12,7 +12,7 @@ from ..engine import engine_of, paused
 from .bisection import Shifting
 from .counting import Count, Counting
 
-__all__ = ["compare_next_tokens", "lower_divergence"]
+__all__ = ["compare_next_tokens", "lower_divergence", "next_tokens"]
 
 # Of a threshold's logit: thresholds on the share score x / (1 + x) then ask for e^δ times as much.
 _DELTAS = (1.0, 0.5, 0.25)
@@ -94,11 +94,11 @@ def compare_next_tokens(counting: Counting) -> None:
     taught: dict[int, Tensor] = {}
 
     def teach(number: int, output: Any) -> None:
-        taught[number] = _next_tokens(counting.batches[number], output)
+        taught[number] = next_tokens(counting.batches[number], output)
 
     def compare(number: int, output: Any) -> list[float]:
         teacher = taught[number]
-        found = _next_tokens(counting.batches[number], output)
+        found = next_tokens(counting.batches[number], output)
         rows = (teacher.exp() * (teacher - found)).sum(dim=1)
         return [float(value) for value in rows.tolist()]
 
@@ -107,7 +107,7 @@ def compare_next_tokens(counting: Counting) -> None:
     counting.compare = compare
 
 
-def _next_tokens(batch: Mapping[str, Any], output: Any) -> Tensor:
+def next_tokens(batch: Mapping[str, Any], output: Any) -> Tensor:
     """Return log-probabilities of the first token of each row's answer: float32, (rows, vocab)."""
     logits = output["logits"]
     last = _last_of_prompt(batch, logits)

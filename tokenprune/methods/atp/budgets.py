@@ -8,11 +8,14 @@ from ...checks import is_number, require
 from ...fields import MAX_TOKENS, integer, number, optional, tuple_of
 from .config import LARGEST_SHIFT
 
-__all__ = ["budgets_of", "cap_of", "shifts_of", "unit_of"]
+__all__ = ["between", "budgets_of", "cap_of", "check_prices", "price_of", "shifts_of", "unit_of"]
 
+# A price above it, or below its negative, chooses by the budget alone.
+MOST_PRICE = 1e6
 _SHIFT = number(least=-LARGEST_SHIFT, most=LARGEST_SHIFT)
 _TWO_SHIFTS = f"two numbers between -{LARGEST_SHIFT:g} and {LARGEST_SHIFT:g}"
 _SHIFTS = tuple_of(_SHIFT, _TWO_SHIFTS, least=2, most=2)
+_PRICE = optional(number(least=-MOST_PRICE, most=MOST_PRICE))
 _CAP = optional(integer(1, MAX_TOKENS))
 _MOST_BUDGETS = 10_000
 _MOST = {"tokens": MAX_TOKENS, "share": 1}
@@ -46,6 +49,68 @@ def cap_of(given: Any) -> int | None:
     return cap
 
 
+def price_of(given: Any) -> float | None:
+    """Return what a budget's tokens cost beside P(enough); ValueError if it is no price."""
+    price: float | None = _PRICE("price", given)
+    return price
+
+
+def check_prices(
+    budgets: list[dict[str, Any]], ladder: list[dict[str, Any]], price: float | None, need: bool
+) -> None:
+    """Check that budgets have prices where there is a ladder to choose from, and only there.
+
+    Raises
+    ------
+    ValueError
+        If not, if a ladder has two units, or if there is a price without a ladder.
+    """
+    require(need or not ladder, "ladder", ladder, "none, since need_layer is None")
+    units = {unit for rung in ladder for unit in _MOST if unit in rung}
+    require(len(ladder) != 1 and len(units) < 2, "ladder", ladder, "two budgets or more, of a kind")
+    require(price is None or bool(ladder), "price", price, "None, since there is no ladder")
+    priced = [budget for budget in budgets if "price" in budget]
+    expected = "with a price each" if ladder else "without prices, since there is no ladder"
+    require(len(priced) == (len(budgets) if ladder else 0), "budgets", budgets, expected)
+
+
+def between(budgets: list[dict[str, Any]], target: float) -> dict[str, Any]:
+    """Interpolate the shifts, and the price where there is one, of the budgets beside a target.
+
+    Returns
+    -------
+    dict
+        "shifts" and "max_kept", and "price" if both budgets have one.
+
+    Raises
+    ------
+    ValueError
+        If the target is not between two of them, nor one of them.
+    """
+    unit = unit_of(target)
+    budgets = [budget for budget in budgets if unit in budget]
+    known = [budget[unit] for budget in budgets]
+    if not known or not known[0] <= target <= known[-1]:
+        raise ValueError(
+            f"target_tokens={target} is outside the calibrated budgets {known}: call "
+            "tokenprune.calibrate(model, batches, [..]) with targets on both sides of it."
+        )
+    above = next(n for n, value in enumerate(known) if value >= target)
+    below = max(above - 1, 0) if known[above] > target else above
+    low, high = budgets[below], budgets[above]
+    span = known[above] - known[below]
+    part = (target - known[below]) / span if span else 0.0
+    steps = zip(low["shifts"], high["shifts"], strict=True)
+    caps = {low["max_kept"], high["max_kept"]}
+    found = {
+        "shifts": [[a + (b - a) * part for a, b in zip(*pairs, strict=True)] for pairs in steps],
+        "max_kept": None if None in caps else max(caps),
+    }
+    if "price" in low and "price" in high:
+        found["price"] = low["price"] + (high["price"] - low["price"]) * part
+    return found
+
+
 def budgets_of(given: Any, steps: int) -> list[dict[str, Any]]:
     """Return budgets with rising targets, which `ATP.set_budget` interpolates between.
 
@@ -67,4 +132,6 @@ def budgets_of(given: Any, steps: int) -> list[dict[str, Any]]:
         least[unit] = float(value)
         shifts, cap = shifts_of(budget["shifts"], steps), cap_of(budget["max_kept"])
         budgets.append({unit: least[unit], "shifts": shifts, "max_kept": cap})
+        if budget.get("price") is not None:
+            budgets[-1]["price"] = price_of(budget["price"])
     return budgets

@@ -30,6 +30,7 @@ _LARGEST_ID = 2**31 - 1
 _MOST_IDS = 10_000  # what stays always; vocabularies name some thousands at most
 _MOST_STRIDES = 64
 _MOST_HIDDEN = 2**16
+_MOST_LAYERS = 2**16
 _MOST_WEIGHTS = 2**26  # of the first layer of one step's heads: 256 MiB
 
 
@@ -83,8 +84,13 @@ class ATPConfig(MultiLayerConfig):
         zero and is trained with the heads, read from each token's hidden state, shares of
         attention and place; 590,691 parameters for three steps of width 4,096. Not in the paper;
         not measured yet.
+    need_layer : int, optional
+        One of `layers`: after it `tokenprune.fit_need` reads how many tokens each prompt needs, and
+        from there on each prompt has a budget of its own. None: one budget for all, whose counts
+        differ only as the scores do. Not in the paper.
     hidden_size : int, optional
-        Width of the hidden states that a learned ranking reads. None: the model's own.
+        Width of the hidden states that a learned ranking or `need_layer` reads. None: the model's
+        own.
     sources : tuple of {"self", "cross"}
         Which of the two score maps make the redundant score (their mean).
     prunings : tuple of {"redundant", "spatial"}
@@ -145,6 +151,7 @@ class ATPConfig(MultiLayerConfig):
     normalisation: str = checked("share", choice("share", "minmax", "none"))
     averaging: str = checked("visible", choice("visible", "all"))
     ranking: str = checked("attention", choice("attention", "learned"))
+    need_layer: int | None = checked(None, optional(integer(0, _MOST_LAYERS)))
     hidden_size: int | None = checked(None, optional(integer(1, _MOST_HIDDEN)))
     sources: tuple[str, ...] = checked(("self", "cross"), _some_of("self", "cross"))
     prunings: tuple[str, ...] = checked(("redundant", "spatial"), _some_of("redundant", "spatial"))
@@ -173,8 +180,8 @@ class ATPConfig(MultiLayerConfig):
         expected = "True or False; and not with positions='renumbered', which leaves no place"
         kept = self.positions == "kept"
         require(kept or not self.revival, "revival", self.revival, expected)
-        expected = 'None, unless ranking="learned" reads hidden states'
-        unread = self.ranking == "attention" and self.hidden_size is not None
+        expected = 'None, unless ranking="learned" or need_layer reads hidden states'
+        unread = not self._reads_states() and self.hidden_size is not None
         require(not unread, "hidden_size", self.hidden_size, expected)
         most = min(self.strides) ** 2
         expected = f"between 0 and {most}, or the densest grid's score is not positive"
@@ -183,6 +190,9 @@ class ATPConfig(MultiLayerConfig):
             most = _MOST_WEIGHTS // (2 * self.hidden)
             expected = f"at most {most} cells with hidden={self.hidden}"
             require(self.grid[0] * self.grid[1] <= most, "grid", self.grid, expected)
+
+    def _reads_states(self) -> bool:
+        return self.ranking == "learned" or self.need_layer is not None
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> MethodConfig:
@@ -216,11 +226,14 @@ class ATPConfig(MultiLayerConfig):
             )
         grid = facts.grid if self.grid is None else self.grid
         width = self.hidden_size
-        if self.ranking == "learned":
+        if self.need_layer is not None:
+            expected = f"one of the layers, {config.layers}"
+            require(self.need_layer in config.layers, "need_layer", self.need_layer, expected)
+        if self._reads_states():
             if facts.hidden_size is None or width not in (None, facts.hidden_size):
                 raise ValueError(
                     f"hidden_size={width}: the hidden states of this model's decoder are "
-                    f"{facts.hidden_size} wide. A learned ranking serves models of one width."
+                    f"{facts.hidden_size} wide. What reads them serves models of one width."
                 )
             width = facts.hidden_size
         return dataclasses.replace(

@@ -13,10 +13,11 @@ from ..base import Method
 from ..context import Context, Criterion, Selection, Trace
 from ..registry import register_method
 from ..selecting import highest
-from .budgets import budgets_of, cap_of, shifts_of, unit_of
+from .budgets import between, budgets_of, cap_of, check_prices, price_of, shifts_of
 from .config import ATPConfig
 from .heads import ThresholdHeads, cells_of
 from .loss import TargetLoss, atp_loss
+from .need import Need
 from .ranking import LearnedRanking
 from .scores import cross_score, normalise, redundant_score, self_score, text_score
 from .spatial import spatial_score
@@ -28,7 +29,7 @@ __all__ = ["ATP"]
 
 
 class Places(NamedTuple):
-    """What depends on the tokens' places alone, (batch, length) each.
+    """What depends on the tokens' places alone, (batch, length) each, and what was chosen.
 
     Attributes
     ----------
@@ -36,10 +37,13 @@ class Places(NamedTuple):
         The spatial score.
     cells : int64
         The cell of the heads' grid.
+    chosen : list of Tensor
+        Once each row's need is read, the shifts of its budget: float32, (batch, steps, 2).
     """
 
     spatial: Tensor
     cells: Tensor
+    chosen: list[Tensor]
 
 
 @register_method("atp", ATPConfig)
@@ -64,7 +68,12 @@ class ATP(Method):
     max_kept : int, optional
         At most so many visual tokens per sample stay after each step.
     budgets : list of dict
-        What `calibrate` has found, as {"tokens" or "share", "shifts", "max_kept"}.
+        What `calibrate` has found, as {"tokens" or "share", "shifts", "max_kept"}, and "price"
+        where each row has a budget of its own.
+    price : float, optional
+        What `need` weighs a token, or a share of all, with. None: one budget for all rows.
+    ladder : list of dict
+        The budgets that `need` chooses from, as in `budgets`; empty until it is fitted.
     """
 
     needs = frozenset({"visual", "prompt"})
@@ -89,6 +98,13 @@ class ATP(Method):
                 raise ValueError('ATP needs hidden_size set for ranking="learned".')
             width = config.hidden_size
             self.rankings = nn.ModuleList(LearnedRanking(width) for _ in config.layers)
+        self.need: Need | None = None
+        if config.need_layer is not None:
+            if config.hidden_size is None:
+                raise ValueError("ATP needs hidden_size set for need_layer.")
+            self.need = Need(config.hidden_size, config.layers.index(config.need_layer))
+        self.price: float | None = None
+        self.ladder: list[dict[str, Any]] = []
         self.shifts = [[0.0, 0.0] for _ in config.layers]
         self.max_kept: int | None = None
         self.budgets: list[dict[str, Any]] = []
@@ -105,6 +121,7 @@ class ATP(Method):
         return Places(
             spatial_score(layout, config.strides, config.sample_weight, config.temporal),
             cells_of(layout, config.grid),
+            [],
         )
 
     def select(self, context: Context) -> Selection:
@@ -163,7 +180,12 @@ class ATP(Method):
         cells = places.cells.gather(1, context.positions)
         logits = self.thresholds[context.step](shares, layout.mask, cells)
         shifts = self.shifts[context.step]
-        if any(shifts):
+        rows = None
+        if self.need is not None and not (self.training and torch.is_grad_enabled()):
+            rows = self.need.shifts(context, self_map, cross_map, self.price)
+        if rows is not None:
+            logits = logits + rows
+        elif any(shifts):
             # As numbers: a tensor made of them here would wait for the device.
             parts = zip(logits.unbind(dim=1), shifts, strict=True)
             logits = torch.stack([logit + shift for logit, shift in parts], dim=1)
@@ -200,27 +222,14 @@ class ATP(Method):
 
     def set_budget(self, target_tokens: float) -> None:
         """Set the thresholds for a budget that is calibrated, or between two that are."""
-        unit = unit_of(target_tokens)
-        budgets = [budget for budget in self.budgets if unit in budget]
-        known = [budget[unit] for budget in budgets]
-        if not known or not known[0] <= target_tokens <= known[-1]:
-            raise ValueError(
-                f"target_tokens={target_tokens} is outside the calibrated budgets {known}: call "
-                "tokenprune.calibrate(model, batches, [..]) with targets on both sides of it."
-            )
-        above = next(n for n, value in enumerate(known) if value >= target_tokens)
-        below = max(above - 1, 0) if known[above] > target_tokens else above
-        low, high = budgets[below], budgets[above]
-        span = known[above] - known[below]
-        part = (target_tokens - known[below]) / span if span else 0.0
-        steps = zip(low["shifts"], high["shifts"], strict=True)
-        self.shifts = [[a + (b - a) * part for a, b in zip(*pairs, strict=True)] for pairs in steps]
-        caps = {low["max_kept"], high["max_kept"]}
-        self.max_kept = None if None in caps else max(caps)
+        found = between(self.budgets, target_tokens)
+        self.shifts, self.max_kept = found["shifts"], found["max_kept"]
+        self.price = found.get("price")
 
     def runtime_state(self) -> dict[str, Any]:
         """Return the thresholds' shifts, the cap and the calibrated budgets."""
-        return {"shifts": self.shifts, "max_kept": self.max_kept, "budgets": self.budgets}
+        state = {"shifts": self.shifts, "max_kept": self.max_kept, "budgets": self.budgets}
+        return state if self.need is None else {**state, "price": self.price, "ladder": self.ladder}
 
     def load_runtime_state(self, state: dict[str, Any]) -> None:
         """Restore the shifts, the cap and the budgets.
@@ -235,9 +244,16 @@ class ATP(Method):
             shifts = shifts_of(state.get("shifts", (0.0, 0.0)), steps)
             max_kept = cap_of(state.get("max_kept"))
             budgets = budgets_of(state.get("budgets", ()), steps)
+            price = price_of(state.get("price"))
+            ladder = budgets_of(state.get("ladder", ()), steps)
+            check_prices(budgets, ladder, price, self.need is not None)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"runtime={shown(state)}: expected shifts, max_kept and budgets as save_heads "
                 f"writes them ({error})."
             ) from error
         self.shifts, self.max_kept, self.budgets = shifts, max_kept, budgets
+        # A copy of the method shares the network: equal ladders leave it alone.
+        if self.need is not None and (ladder != self.ladder or len(ladder) != len(self.need.rungs)):
+            self.need.set_ladder(ladder)
+        self.price, self.ladder = price, ladder
