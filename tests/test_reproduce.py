@@ -13,6 +13,7 @@ import tokenprune as tp
 from benchmarks.reproduce import table1, table6
 from benchmarks.reproduce.budgets import at_mean, with_final
 from benchmarks.reproduce.claims import claims
+from benchmarks.reproduce.missing import missing
 from benchmarks.reproduce.positions import better, renumbered
 from benchmarks.reproduce.render import render
 from benchmarks.reproduce.setting import (
@@ -106,6 +107,21 @@ def test_what_is_out_of_reach_gives_no_row(tmp_path: Path, monkeypatch: pytest.M
     assert len(store.rows) == 2
 
 
+def test_rows_that_are_not_there_are_named_and_nothing_is_claimed_of_them() -> None:
+    keys = {"block": "mean", "share": 0.25}
+    names = [*at_mean(0.25, 144, 24), "SparseVLM", renumbered("SparseVLM"), "ATP"]
+    rows = [
+        kept(name, 0.9 if name == "ATP" else 0.5, **keys, seed=n) for name in names for n in (0, 1)
+    ]
+    absent = [n for n, config in at_mean(0.25, 144, 24).items() if config is None]
+    assert missing(rows, "mean", 0.25) == []
+    assert [held for _, held, _ in claims({"table1": rows})] == ["holds"]
+    one = [row for row in rows if (row["method"], row["seed"]) != ("DART", 1)]
+    assert missing(one, "mean", 0.25) == ["DART"]
+    assert list(claims({"table1": one})) == []
+    assert "PyramidDrop" in absent
+
+
 def test_fixed_counts_are_the_same_for_every_picture() -> None:
     model = load()
     tp.wrap(model, tp.ATPConfig(layers=(1, 4, 12), target_tokens=36))
@@ -141,7 +157,8 @@ def kept(method: str, value: float, **keys: object) -> dict[str, object]:
     return {"method": method, "accuracy_kept": value, **shares, **row, **keys}
 
 
-def test_a_claim_that_does_not_hold_is_said_to_fail() -> None:
+def test_a_claim_that_does_not_hold_is_said_to_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.reproduce.claims.missing", lambda *_: [])
     block = {"share": 0.25, "block": "mean"}
     for ours, ahead in ((0.9, "holds"), (0.7, "fails")):
         rows = [kept("ATP", ours, **block), kept("ATP, calibrated only", 0.95, **block)]

@@ -10,6 +10,8 @@ from typing import Any
 
 from benchmarks.store import Row
 
+from .missing import missing
+
 __all__ = ["claims"]
 
 Claim = tuple[str, str, str]
@@ -70,7 +72,7 @@ def _ahead(rows: list[Row]) -> Iterator[Claim]:
             ours = _kept(rows, method="ATP", **keys)
             others = {name: _kept(rows, method=name, **keys) for name in names}
             worth = {n: statistics.mean(kept.values()) for n, kept in others.items() if kept}
-            if ours and worth:
+            if ours and worth and not missing(rows, block, share):
                 best = max(worth, key=lambda name: worth[name])
                 claim = f"ATP is ahead of every rival at {share:.0%} {block} tokens"
                 yield _against(claim, ours, others[best], f" ({best})")

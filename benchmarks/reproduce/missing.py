@@ -1,0 +1,40 @@
+"""Which rows of table 1 are still to be measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchmarks.store import Row
+
+from .budgets import at_mean, with_final
+from .positions import renumbered
+
+__all__ = ["missing"]
+
+_TOTAL, _DEPTH = 144, 24  # of the small LLaVA
+
+
+def missing(rows: Sequence[Row], block: str, share: float) -> list[str]:
+    """Return the methods without a row of each seed at a budget, though they can reach it.
+
+    Parameters
+    ----------
+    rows : sequence of Row
+        Of table 1.
+    block : {"mean", "final"}
+    share : float
+
+    Examples
+    --------
+    >>> rows = [{"method": "ATP", "block": "mean", "share": 0.25, "seed": 0}]
+    >>> missing(rows, "mean", 0.25)[-1]
+    'SparseVLM, renumbered'
+    """
+    configs = (at_mean if block == "mean" else with_final)(share, _TOTAL, _DEPTH)
+    names = [name for name, config in configs.items() if config is not None]
+    # SparseVLM's counts follow from the pictures: whether it reaches a budget, only a run can say.
+    of_block = {row["method"] for row in rows if row["block"] == block}
+    names += [n for n in ("SparseVLM", renumbered("SparseVLM")) if n not in of_block]
+    seeds = {row["seed"] for row in rows}
+    keys = {(r["method"], r["seed"]) for r in rows if (r["block"], r["share"]) == (block, share)}
+    return [name for name in names if any((name, seed) not in keys for seed in seeds)]
