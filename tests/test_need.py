@@ -124,9 +124,12 @@ def test_before_the_choice_all_have_the_same_shifts():
     assert few[2:].sum() < plain[2:].sum() < many[2:].sum()
 
 
-def test_a_row_of_a_padded_batch_chooses_as_it_does_alone():
+@pytest.mark.parametrize("padding", ["left", "right"])
+def test_a_row_of_a_padded_batch_chooses_as_it_does_alone(padding):
     model = told_apart(with_need())
-    together = make_batch(((4, IMAGE, 6), (2, IMAGE, 19), (15, IMAGE, 4), (9,)), seed=3)
+    prompts = ((4, IMAGE, 6), (2, IMAGE, 19), (15, IMAGE, 4), (9,))
+    together = make_batch(prompts, padding, seed=3)
+    method_of(model).need.seen = seen = []
     counts = measured(model, [together])
     for row in range(4):
         length = int(together["attention_mask"][row].sum())
@@ -137,6 +140,7 @@ def test_a_row_of_a_padded_batch_chooses_as_it_does_alone():
             continue
         alone["pixel_values"] = together["pixel_values"][row : row + 1]
         assert measured(model, [alone])[:, 0].tolist() == counts[:, row].tolist()
+        torch.testing.assert_close(seen[-1][0], seen[0][row], rtol=1e-4, atol=1e-4)
 
 
 def test_fit_meets_the_budgets_between_the_ends(fitted):
