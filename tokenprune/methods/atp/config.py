@@ -123,6 +123,8 @@ class ATPConfig(MultiLayerConfig):
         Rows and columns on which the heads read the score maps. None: the family's own grid.
     start_redundant, start_spatial : float
         Where the thresholds start, before the sigmoid.
+        The default θ_s of 0.953 lies above the default ladder's highest score, 0.917: no grid stays
+        until training or calibration lowers it. Start below 2.4 to begin with grids.
     temperature : float
         T of the soft masks σ((S − θ)·T).
     training : {"soft", "straight_through"}
