@@ -42,6 +42,9 @@ atp_configs = st.builds(
     atp_weight=st.just(0) | positive,
     target_weight=st.just(0.0) | positive,
     target_unit=st.sampled_from(("share", "tokens")),
+    target_over=st.sampled_from(("step", "instance")),
+    heads_read=st.sampled_from(("share", "raw")),
+    activation=st.sampled_from(("gelu", "none")),
 )
 
 
@@ -127,6 +130,7 @@ def test_a_configuration_cannot_be_changed():
 
 
 NAN, INF = float("nan"), float("inf")
+OWN_CHOICES = ("training", "target_unit", "target_over", "heads_read", "activation", "loss")
 NUMBERS = ("start_redundant", "start_spatial", "temperature", "floor", "sample_weight")
 BAD_LAYERS = ((), (3, 3), (5, 2), (-2, 2), (1.5,), ("3",), (True,), 3, "13")
 BAD = [
@@ -137,11 +141,7 @@ BAD = [
     *(("ranking", bad) for bad in ("hidden", "", None, 1)),
     *(("need_layer", bad) for bad in (-1, 2.5, "2", True, (2,), 2**16 + 1)),
     *(("hidden_size", bad) for bad in (0, -1, 2.5, "64", True, 2**16 + 1)),
-    *(
-        (name, bad)
-        for name in ("training", "target_unit", "loss")
-        for bad in ("hard", None, ["soft"])
-    ),
+    *((name, bad) for name in OWN_CHOICES for bad in ("hard", None, ["soft"])),
     *(("sources", bad) for bad in ((), ("self", "self"), ("text",), "self", None, 3)),
     *(("prunings", bad) for bad in ((), ("spatial", "spatial"), ("random",), "spatial", None)),
     *(("strides", bad) for bad in ((), (1, 2), (2.0, 3), (0,), ("2",), 2, None)),

@@ -140,7 +140,8 @@ class Opened:
             saved, mine = self.config.to_dict(), config.to_dict()
             differs += [
                 f"config.{k}: saved {shown(saved.get(k))}, this model {shown(mine.get(k))}"
-                for k in sorted(saved.keys() | mine.keys())
+                # The method first: another one differs in more fields than are listed.
+                for k in sorted(saved.keys() | mine.keys(), key=lambda k: (k != "method", k))
                 if saved.get(k) != mine.get(k)
             ]
         # Checked before a head is built for each of them: the number comes from the file.

@@ -276,5 +276,7 @@ def _atp(draw: st.DrawFn) -> tp.ATPConfig:
         start_redundant=draw(st.sampled_from([-1.0, 0.0, 0.3, 2.0])),
         start_spatial=draw(st.sampled_from([-1.0, 0.5, 1.5, 3.0])),
         training=draw(st.sampled_from(["soft", "straight_through"])),
+        heads_read=draw(st.sampled_from(["share", "raw"])),
+        activation=draw(st.sampled_from(["gelu", "none"])),
         hidden=8,
     )

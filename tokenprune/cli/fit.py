@@ -24,7 +24,7 @@ from .options import (
 __all__ = ["calibrate", "train"]
 
 
-class By(str, Enum):
+class By(Enum):
     """What the thresholds are chosen by at a budget, as `tokenprune.calibrate` takes it."""
 
     count = "count"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...checks import require
 from ...config import MethodConfig, ModelFacts, MultiLayerConfig
@@ -20,6 +20,9 @@ from ...fields import (
     optional,
     tuple_of,
 )
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["LARGEST_SHIFT", "ATPConfig"]
 
@@ -117,6 +120,11 @@ class ATPConfig(MultiLayerConfig):
         videos. Off: each frame has its own ladder. Not in the paper; not measured yet.
     sample_weight : float
         λ_sample of the spatial score 1 − R·λ_sample.
+    heads_read : {"share", "raw"}
+        What the heads read of the score maps: attention over n tokens as x / (1 + x), x = n·s, or
+        as it is, near 1/n. The paper says no more than that they read the scores, which is ``raw``.
+    activation : {"gelu", "none"}
+        Between the heads' two linear layers. The paper names none.
     hidden : int
         Width of the threshold heads.
     grid : tuple of int, optional
@@ -140,6 +148,10 @@ class ATPConfig(MultiLayerConfig):
         λ_atp and λ_target.
     target_unit : {"share", "tokens"}
         Whether the target loss |N − N_target| is divided by the number of visual tokens.
+    target_over : {"step", "instance"}
+        Whether N is the mean over an optimiser step's samples, so that simple images may take less
+        and complex ones more, or each sample's own, as the paper's formula is written: the mean of
+        |N − N_target| then pushes all samples to the same count.
     positions : {"kept", "renumbered"}
         Which positions survivors have; see `MethodConfig`.
 
@@ -163,6 +175,8 @@ class ATPConfig(MultiLayerConfig):
     strides: tuple[int, ...] = checked((2, 3, 4, 6), _STRIDES)
     temporal: bool = checked(False, boolean)
     sample_weight: float = checked(3.0, number(above=0, below=MAX_GRID_SIDE**2))
+    heads_read: str = checked("share", choice("share", "raw"))
+    activation: str = checked("gelu", choice("gelu", "none"))
     hidden: int = checked(64, integer(1, _MOST_HIDDEN))
     grid: tuple[int, int] | None = checked(None, optional(_GRID))
     start_redundant: float = checked(0.3, _SHIFT)
@@ -175,6 +189,7 @@ class ATPConfig(MultiLayerConfig):
     atp_weight: float = checked(0.01, _WEIGHT)
     target_weight: float = checked(4.0, _WEIGHT)
     target_unit: str = checked("share", choice("share", "tokens"))
+    target_over: str = checked("step", choice("step", "instance"))
 
     def __post_init__(self) -> None:
         """Check each field, then those that bound each other."""
@@ -192,6 +207,59 @@ class ATPConfig(MultiLayerConfig):
             most = _MOST_WEIGHTS // (2 * self.hidden)
             expected = f"at most {most} cells with hidden={self.hidden}"
             require(self.grid[0] * self.grid[1] <= most, "grid", self.grid, expected)
+
+    @classmethod
+    def paper(cls, **overrides: Any) -> Self:
+        """Return the paper's formulas as they are printed, for whoever reproduces it.
+
+        Raw attention as score and as what the heads read, averaged over all visual queries; no
+        activation; soft masks; |N − N_target| of each sample, in tokens and undivided; λ_atp = 0.05
+        and λ_target = 0.2. Layers, target, ladder and positions are the paper's by default. What it
+        does not print: T = 10, since at 100 the soft masks of raw attention are 2e-22, and no
+        gradient reaches θ_r; both thresholds start at 0.5. Raw attention is then below every
+        threshold, and it is the grids that keep tokens: `start_redundant` near log(1/n) starts with
+        both.
+
+        `S_cross` is over the prompt's text, never over answers, which are not there at inference.
+
+        Parameters
+        ----------
+        **overrides
+            Fields of the configuration that are to differ.
+
+        Returns
+        -------
+        ATPConfig
+
+        Raises
+        ------
+        TypeError
+            If there is no field of such a name.
+        ValueError
+            If a field's value is refused.
+
+        Examples
+        --------
+        >>> config = tp.ATPConfig.paper(target_tokens=88)
+        >>> config.normalisation, config.training, config.target_weight
+        ('none', 'soft', 0.2)
+        """
+        printed: dict[str, Any] = {
+            "normalisation": "none",
+            "averaging": "all",
+            "prunings": ("redundant", "spatial"),
+            "heads_read": "raw",
+            "activation": "none",
+            "start_redundant": 0.0,
+            "start_spatial": 0.0,
+            "temperature": 10.0,
+            "training": "soft",
+            "atp_weight": 0.05,
+            "target_weight": 0.2,
+            "target_unit": "tokens",
+            "target_over": "instance",
+        }
+        return cls(**{**printed, **overrides})
 
     def _reads_states(self) -> bool:
         return self.ranking == "learned" or self.need_layer is not None

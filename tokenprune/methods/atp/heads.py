@@ -72,8 +72,8 @@ class ThresholdHeads(nn.Module):
     """Heads that compute both thresholds from the score maps.
 
     z = Linear(concat(S_self, S_cross)); θ_r = σ(head_r(z)), θ_s = σ(head_s(z)). The paper gives no
-    widths, activation or initialisation. Here z passes a GELU, and the heads start at a constant:
-    small weights, and the biases given.
+    widths, activation or initialisation. Here z passes a GELU unless told otherwise, and the heads
+    start at a constant: small weights, and the biases given.
 
     Parameters
     ----------
@@ -83,11 +83,20 @@ class ThresholdHeads(nn.Module):
         Width of z.
     start : (float, float)
         Where θ_r and θ_s start, before the sigmoid.
+    activation : {"gelu", "none"}
+        What z passes.
     """
 
-    def __init__(self, grid: tuple[int, int], hidden: int, start: tuple[float, float]) -> None:
+    def __init__(
+        self,
+        grid: tuple[int, int],
+        hidden: int,
+        start: tuple[float, float],
+        activation: str = "gelu",
+    ) -> None:
         super().__init__()
         self.grid = grid
+        self.activation = activation
         self.project = Affine(2 * grid[0] * grid[1], hidden)
         self.heads = Affine(hidden, 2)
         with torch.no_grad():
@@ -110,5 +119,7 @@ class ThresholdHeads(nn.Module):
             float32, (batch, 2).
         """
         flat = rearrange(lay_on_grid(maps, mask, cells, self.grid), "m b r c -> b (m r c)")
-        hidden = nn.functional.gelu(self.project(flat.to(self.project.weight)))
+        hidden = self.project(flat.to(self.project.weight))
+        if self.activation == "gelu":
+            hidden = nn.functional.gelu(hidden)
         return self.heads(hidden).to(maps)

@@ -72,11 +72,15 @@ class TargetLoss:
         N_target as a share of the visual tokens.
     unit : {"share", "tokens"}
         Whether the result is divided by the number of visual tokens.
+    over : {"step", "instance"}
+        ``instance``: the mean of each row's own |N − N_target|, as the paper's formula is written.
+        A batch then returns its rows' mean, whatever others the step has.
     """
 
-    def __init__(self, target_share: float, unit: str) -> None:
+    def __init__(self, target_share: float, unit: str, over: str = "step") -> None:
         self.target_share = target_share
         self.unit = unit
+        self.over = over
         self._so_far: _Sums | None = None
 
     def __call__(self, trace: Trace, parameters: Sequence[nn.Parameter] = ()) -> Tensor:
@@ -98,6 +102,8 @@ class TargetLoss:
         if self.unit == "share":
             excess = excess / trace.visual_tokens.clamp(min=1)
         has = (trace.visual_tokens > 0).float()
+        if self.over == "instance":
+            return (excess.abs() * has).sum() / has.sum().clamp(min=1)
         own = (excess * has).sum()
         weight = torch.as_tensor(trace.weight).to(own).clamp(min=1e-6)
         total, rows, weights = _over_ranks(torch.stack([own.detach(), has.sum(), weight])).unbind()
@@ -121,7 +127,7 @@ class TargetLoss:
 
     def without_images(self, parameters: Sequence[nn.Parameter]) -> None:
         """Take part in the sums over ranks for a batch without images."""
-        if world_size() > 1:
+        if self.over == "step" and world_size() > 1:
             zeros = torch.zeros(3, device=parameters[0].device)
             total, rows, weights = _over_ranks(zeros).unbind()
             zero = torch.zeros_like(total)

@@ -87,10 +87,13 @@ class ATP(Method):
         self.revives = config.revival
         self.distills = config.loss == "distill"
         self.spared_ids = None if config.text_threshold is None else config.special_ids
-        self.target_loss = TargetLoss(config.target_tokens / visual_tokens, config.target_unit)
+        self.target_loss = TargetLoss(
+            config.target_tokens / visual_tokens, config.target_unit, config.target_over
+        )
         start = (config.start_redundant, config.start_spatial)
         self.thresholds = nn.ModuleList(
-            ThresholdHeads(config.grid, config.hidden, start) for _ in config.layers
+            ThresholdHeads(config.grid, config.hidden, start, config.activation)
+            for _ in config.layers
         )
         self.rankings: nn.ModuleList | None = None
         if config.ranking == "learned":
@@ -173,12 +176,13 @@ class ATP(Method):
             ranking = self.rankings[context.step]
             redundant = redundant + ranking(context.hidden_states, maps, weight, layout)
 
-        # The heads read each map as shares, whatever the score's own scale: raw attention near
-        # 1/n would leave them blind. Tokens that are gone are zeros.
-        shares = normalise(maps, weight, "share") * weight
+        # Read as shares unless told otherwise, whatever the score's own scale: raw attention near
+        # 1/n leaves the heads nearly blind. Tokens that are gone are zeros.
+        how = "none" if config.heads_read == "raw" else "share"
+        read = normalise(maps, weight, how) * weight
         places: Places = context.memory
         cells = places.cells.gather(1, context.positions)
-        logits = self.thresholds[context.step](shares, layout.mask, cells)
+        logits = self.thresholds[context.step](read, layout.mask, cells)
         shifts = self.shifts[context.step]
         rows = None
         if self.need is not None and not (self.training and torch.is_grad_enabled()):
