@@ -21,6 +21,7 @@ AUTHORS_RENUMBER = (
     tp.PruMergeConfig,
     tp.VisionZipConfig,
     tp.DivPruneConfig,
+    tp.CDPrunerConfig,
     tp.MatryoshkaConfig,
 )
 

@@ -9,7 +9,7 @@ from benchmarks.store import Row
 from .budgets import at_mean, with_final
 from .positions import renumbered
 
-__all__ = ["missing"]
+__all__ = ["missing", "not_measured"]
 
 _TOTAL, _DEPTH = 144, 24  # of the small LLaVA
 
@@ -38,3 +38,13 @@ def missing(rows: Sequence[Row], block: str, share: float) -> list[str]:
     seeds = {row["seed"] for row in rows}
     keys = {(r["method"], r["seed"]) for r in rows if (r["block"], r["share"]) == (block, share)}
     return [name for name in names if any((name, seed) not in keys for seed in seeds)]
+
+
+def not_measured(rows: Sequence[Row]) -> str:
+    """Say which rows are not there yet: an empty cell would read as out of reach."""
+    lines = []
+    for block in ("mean", "final"):
+        for share in sorted({row["share"] for row in rows}, reverse=True):
+            if names := missing(rows, block, share):
+                lines.append(f"at {share:.0%} {block} tokens {', '.join(names)}")
+    return f"Not measured yet: {'; '.join(lines)}.\n\n" if lines else ""

@@ -14,7 +14,7 @@ from benchmarks.tables import table
 
 from . import charts
 from .claims import claims
-from .missing import missing
+from .missing import not_measured
 from .positions import better
 
 __all__ = ["render"]
@@ -139,7 +139,7 @@ def _kinds(rows: Sequence[Row], share: float) -> str:
 
 
 def _table1(rows: list[Row], folder: Path) -> str:
-    absent = _absent(rows)
+    absent = not_measured(rows)
     rows = better(rows)
     shares = sorted({row["share"] for row in rows})
     kinds = 0.25 if 0.25 in shares else shares[0]
@@ -152,8 +152,8 @@ layer that drops), of 144. First the budget is the **mean over all layers**:
 The same with the budget as **final tokens**; what keeps early layers whole then computes more:
 
 {_budgets(rows, {"block": "final"})}
-{absent}† : survivors numbered anew without gaps (`positions="renumbered"`). Methods whose authors run them
-so were measured both ways, and the better one stands here; all others keep their positions.
+{absent}† : survivors numbered anew without gaps (`positions="renumbered"`). Methods whose authors
+run them so were measured both ways, and the better one stands here; all others keep their positions.
 
 - : out of the method's reach (PyramidDrop keeps a quarter of the layers whole; FastV's two layers
 leave less than a token; Matryoshka's scales have no such number). Methods stand at their papers'
@@ -165,16 +165,6 @@ and VisionZip go by. Matryoshka is meant for models that were trained with it.
 Accuracy by kind of question at {kinds:.0%} mean tokens:
 
 {_kinds(rows, kinds)}"""
-
-
-def _absent(rows: Sequence[Row]) -> str:
-    """Say which rows are not there yet: an empty cell would read as out of reach."""
-    lines = []
-    for block in ("mean", "final"):
-        for share in sorted({row["share"] for row in rows}, reverse=True):
-            if names := missing(rows, block, share):
-                lines.append(f"at {share:.0%} {block} tokens {', '.join(names)}")
-    return f"Not measured yet: {'; '.join(lines)}.\n\n" if lines else ""
 
 
 def _table2(rows: list[Row], folder: Path) -> str:

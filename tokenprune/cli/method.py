@@ -134,7 +134,7 @@ def wrap_by(model: Any, method: MethodOption, tokens: float, budget: float | Non
             facts = facts_of(model)
             layers = config.fitted(facts).pruning_layers()
             share = step_share(layers, facts.num_layers, tokens, budget)
-            config = dataclasses.replace(config, **{"keep": share})
+            config = kind(**{**method.fields, "keep": share})
         wrap(model, config)
     try:
         found = model.tokenprune.config.method

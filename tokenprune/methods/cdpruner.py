@@ -43,6 +43,8 @@ class CDPrunerConfig(RankingConfig):
         Weight of relevance against diversity, from 0 (diversity alone): relevance r, in [0, 1],
         becomes exp(r·θ / (2·(1 − θ))). None: r as it is, which the authors run. OpenVINO GenAI's
         ``relevance_weight``, there 0.5.
+    positions : {"kept", "renumbered"}
+        Which positions survivors have; see `MethodConfig`.
 
     Examples
     --------

@@ -38,6 +38,8 @@ class DARTConfig(RankingConfig):
         changes it, so it depends on a token's position: a row that is padded on the left and called
         without ``position_ids`` may keep other tokens than alone (`generate` gives them). 2: the L2
         norm, which rotary embedding leaves as it is.
+    positions : {"kept", "renumbered"}
+        Which positions survivors have; see `MethodConfig`.
 
     Examples
     --------

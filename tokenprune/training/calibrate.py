@@ -18,7 +18,7 @@ from .bisection import SHIFT_COUNTS, Shifting
 from .budget_arguments import batches_of, cap, finite_number, targets
 from .counting import Counting
 from .divergence import compare_next_tokens, lower_divergence
-from .need import PRICE_COUNTS, meet_by_price
+from .price import PRICE_COUNTS, meet_by_price
 from .progress import Progress
 
 __all__ = ["calibrate", "set_budget"]

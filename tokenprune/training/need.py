@@ -13,21 +13,16 @@ from ..checks import require
 from ..distributed import all_gather, together
 from ..engine import engine_of, paused
 from ..methods.atp import ATP
-from ..methods.atp.budgets import MOST_PRICE, between, unit_of
 from ..methods.atp.need import Need
 from .budget_arguments import batches_of
-from .counting import Count, Counting
+from .counting import Counting
 from .divergence import next_tokens
 from .need_network import fit_network
+from .price import PRICE_COUNTS, MissedError, meet_by_price, value_of
 from .progress import Progress
 
-__all__ = ["PRICE_COUNTS", "MissedError", "fit_need", "meet_by_price"]
+__all__ = ["fit_need"]
 
-PRICE_COUNTS = 8
-"""Counts that one target usually takes."""
-_CLOSE = 0.003  # relative to the target
-_FAR = 0.02  # relative to the target: what is missed by more is refused
-_TRIES = 14  # halvings of the range of prices: what is left is beyond a fit
 _HELD = 5  # one batch of so many is not fitted to
 
 
@@ -101,7 +96,7 @@ def fit_need(
         with Progress(progress, "Fitting", "batch") as bar:
             held = [n for n in range(len(own)) if n % _HELD == 0]
             counting = Counting(model, own, bar)
-            targets = [_value(rung) for rung in ladder[1:-1]]
+            targets = [value_of(rung) for rung in ladder[1:-1]]
             counting.expect(1 + len(ladder) + math.ceil(PRICE_COUNTS * len(targets) / _HELD))
             method.price = None
             features, enough, is_held = _observe(counting, method, need, ladder, set(held))
@@ -128,81 +123,7 @@ def fit_need(
             module.training = training
     budgets = [budget for budget, _ in found]
     method.load_runtime_state({**method.runtime_state(), "budgets": budgets})
-    return {_value(budget): measured for budget, measured in found}
-
-
-class MissedError(ValueError):
-    """No price meets a target."""
-
-
-def meet_by_price(
-    counting: Counting, method: ATP, target: float, later: int = 0
-) -> tuple[dict[str, Any], float]:
-    """Set the price of a token, and the shifts of the first steps, so that the mean is a target.
-
-    Parameters
-    ----------
-    counting : Counting
-    method : ATP
-        Fitted by `fit_need`.
-    target : float
-        In the unit that `unit_of` says, and of the ladder.
-    later : int
-        How many more counts are expected after these.
-
-    Returns
-    -------
-    budget : dict
-        As in `ATP.budgets`.
-    float
-        The mean there.
-
-    Raises
-    ------
-    ValueError
-        If the target lies outside the ladder.
-    MissedError
-        If no price meets it.
-    """
-    unit = unit_of(target)
-    start = between(method.ladder, target)
-    method.shifts = start["shifts"]
-    method.max_kept = start["max_kept"] if method.max_kept is None else method.max_kept
-    top = _value(method.ladder[-1])
-
-    def count(exponent: float) -> tuple[float, Count]:
-        # A price for the whole of the largest budget: e^x - e^-x, so that those below 0 are tried.
-        method.price = max(-MOST_PRICE, min(math.sinh(exponent) / top, MOST_PRICE))
-        counted = counting.count()
-        return counted.in_unit(unit), counted
-
-    low, high = -6.0, 6.0
-    best: tuple[float, float, Count] | None = None
-    for n in range(_TRIES):
-        counting.expect(max(PRICE_COUNTS - n, 1) + later)
-        middle = (low + high) / 2
-        value, counted = count(middle)
-        if best is None or abs(value - target) < abs(best[0] - target):
-            best = value, method.price, counted
-        if abs(value - target) <= _CLOSE * target:
-            break
-        # A higher price, fewer tokens.
-        low, high = (middle, high) if value > target else (low, middle)
-    assert best is not None
-    value, method.price, counted = best
-    # One row's choice of another budget may be worth more than the target allows.
-    step = (top - _value(method.ladder[0])) / max(counted.images, 1)
-    if abs(value - target) > max(_FAR * target, step):
-        raise MissedError(
-            f"target_tokens={target}: the nearest that a price reaches on these batches is "
-            f"{value:.4g}. Give more prompts, or a target between other budgets."
-        )
-    return {
-        unit: float(target),
-        "shifts": method.shifts,
-        "max_kept": method.max_kept,
-        "price": method.price,
-    }, value
+    return {value_of(budget): measured for budget, measured in found}
 
 
 def _need_of(model: nn.Module) -> tuple[ATP, Need]:
@@ -228,11 +149,6 @@ def _ladder(method: ATP) -> list[dict[str, Any]]:
             "[..]) first, with targets below and above the means that you want."
         )
     return ladder
-
-
-def _value(budget: dict[str, Any]) -> float:
-    value: float = budget["tokens"] if "tokens" in budget else budget["share"]
-    return value
 
 
 def _observe(

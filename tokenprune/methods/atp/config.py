@@ -20,6 +20,7 @@ from ...fields import (
     optional,
     tuple_of,
 )
+from .paper import PRINTED
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -244,22 +245,7 @@ class ATPConfig(MultiLayerConfig):
         >>> config.normalisation, config.training, config.target_weight
         ('none', 'soft', 0.2)
         """
-        printed: dict[str, Any] = {
-            "normalisation": "none",
-            "averaging": "all",
-            "prunings": ("redundant", "spatial"),
-            "heads_read": "raw",
-            "activation": "none",
-            "start_redundant": 0.0,
-            "start_spatial": 0.0,
-            "temperature": 10.0,
-            "training": "soft",
-            "atp_weight": 0.05,
-            "target_weight": 0.2,
-            "target_unit": "tokens",
-            "target_over": "instance",
-        }
-        return cls(**{**printed, **overrides})
+        return cls(**{**PRINTED, **overrides})
 
     def _reads_states(self) -> bool:
         return self.ranking == "learned" or self.need_layer is not None

@@ -80,6 +80,8 @@ class Need(nn.Module):
 
     Attributes
     ----------
+    mean, scale : float32, (features,)
+        What features are less, and times, before the first layer.
     rungs : float32, (budgets,)
         The budgets to choose from, in tokens or as shares, rising; empty until it is fitted.
     rung_shifts : float32, (budgets, steps, 2)
@@ -88,6 +90,8 @@ class Need(nn.Module):
         Where the features of each forward go while it is being fitted.
     """
 
+    mean: Tensor
+    scale: Tensor
     rungs: Tensor
     rung_shifts: Tensor
 
@@ -107,7 +111,7 @@ class Need(nn.Module):
 
     def drawn(self) -> dict[str, Tensor]:
         """Draw weights to begin with, by name; they take a gradient."""
-        weights = {}
+        weights: dict[str, Tensor] = {}
         device = self.mean.device
         for n, (inputs, outputs) in enumerate(pairwise(self.sizes)):
             layer = nn.Linear(inputs, outputs, dtype=torch.float32, device=device)
@@ -145,9 +149,9 @@ class Need(nn.Module):
         """Set the budgets to choose from, as in `ATP.ladder`."""
         values = [rung["tokens"] if "tokens" in rung else rung["share"] for rung in ladder]
         shifts = [rung["shifts"] for rung in ladder]
-        like = {"dtype": torch.float32, "device": self.rungs.device}
-        self.rungs = torch.tensor(values, **like)
-        self.rung_shifts = torch.tensor(shifts, **like)
+        device = self.rungs.device
+        self.rungs = torch.tensor(values, dtype=torch.float32, device=device)
+        self.rung_shifts = torch.tensor(shifts, dtype=torch.float32, device=device)
 
     def choose(self, features: Tensor, price: float) -> Tensor:
         """Choose each row's budget, the one with the highest P(enough) − price·budget.
