@@ -153,7 +153,8 @@ The same with the budget as **final tokens**; what keeps early layers whole then
 
 {_budgets(rows, {"block": "final"})}
 {absent}† : survivors numbered anew without gaps (`positions="renumbered"`). Methods whose authors
-run them so were measured both ways, and the better one stands here; all others keep their positions.
+run them so were measured both ways, and the better one stands here; all others keep their
+positions.
 
 - : out of the method's reach (PyramidDrop keeps a quarter of the layers whole; FastV's two layers
 leave less than a token; Matryoshka's scales have no such number). Methods stand at their papers'
