@@ -56,6 +56,9 @@ WORDS = (
     "visible",
     "learned",
     "distill",
+    "none",
+    "instance",
+    "kept",
     "x" * 10**6,
     b"self",
     "\ud800",
@@ -187,7 +190,7 @@ def test_a_value_that_is_accepted_can_be_used(model: Any, method: str, field: st
         try:
             tp.wrap(model, config)
         except ValueError as error:  # not this model's layers, say
-            names(error, "layers?|keep|mean_tokens" if "layer" in field else field)
+            names(error, f"layers?|keep|mean_tokens|{field}" if "layer" in field else field)
             continue
         try:
             with torch.no_grad():

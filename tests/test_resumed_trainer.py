@@ -25,9 +25,9 @@ pytest.importorskip("accelerate")
 STEPS, KILLED = 4, 2
 ROWS = ((4, IMAGE, 6), (2, IMAGE, 9), (5, IMAGE, 3))
 RUNTIME = {
-    "shifts": [-0.7, 0.3],
+    "shifts": [[-0.7, 0.3]] * 2,
     "max_kept": 21,
-    "budgets": [{"tokens": 18.2, "shifts": [-0.7, 0.3], "max_kept": 21}],
+    "budgets": [{"tokens": 18.2, "shifts": [[-0.7, 0.3]] * 2, "max_kept": 21}],
 }
 
 

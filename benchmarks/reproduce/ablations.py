@@ -15,7 +15,10 @@ __all__ = ["CHOICES", "run"]
 CHOICES: dict[str, dict[str, Any]] = {
     "ATP": {},
     "without redundant pruning": {"prunings": ("spatial",), "start_spatial": 0.0},
+    # The default θ_s starts above every grid's score: the first is the default's pruning by another
+    # name, and the second has grids from the start.
     "without spatial pruning": {"prunings": ("redundant",)},
+    "spatial pruning, θ_s starts lower": {"start_spatial": 1.0},
     "self score only": {"sources": ("self",)},
     "cross score only": {"sources": ("cross",)},
     "without preserved positions": {"positions": "renumbered"},

@@ -98,8 +98,10 @@ def _tuned(rows: list[Row]) -> Iterator[Claim]:
 
 
 def _parts(rows: list[Row]) -> Iterator[Claim]:
+    without, grids = "without spatial pruning", "spatial pruning, θ_s starts lower"
+    yield from _pairs(rows, grids, without, "grids beside the redundant pruning are better")
     for name in dict.fromkeys(row["method"] for row in rows):
-        if name != "ATP":
+        if name not in ("ATP", without, grids):
             yield from _pairs(rows, "ATP", name, f"ATP is better than {name}")
 
 

@@ -42,9 +42,18 @@ def missing(rows: Sequence[Row], block: str, share: float) -> list[str]:
 
 def not_measured(rows: Sequence[Row]) -> str:
     """Say which rows are not there yet: an empty cell would read as out of reach."""
-    lines = []
+    budgets: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for block in ("mean", "final"):
         for share in sorted({row["share"] for row in rows}, reverse=True):
             if names := missing(rows, block, share):
-                lines.append(f"at {share:.0%} {block} tokens {', '.join(names)}")
-    return f"Not measured yet: {'; '.join(lines)}.\n\n" if lines else ""
+                both = dict.fromkeys(name.removesuffix(renumbered("")) for name in names)
+                budgets.setdefault((block, tuple(both)), []).append(f"{share:.0%}")
+    lines = [
+        f"- at {', '.join(shares)} {block} tokens: {'; '.join(names)}"
+        for (block, names), shares in budgets.items()
+    ]
+    return (
+        "Not measured yet, or not with both positions:\n\n" + "\n".join(lines) + "\n\n"
+        if lines
+        else ""
+    )

@@ -62,9 +62,10 @@ class DART(Method):
 
     Checked by reading against xqy1111111/DART at d6a5af6, which has the authors' history
     (``llava/model/language_model/modeling_llama_self.py``). Survivors keep their positions, as the
-    authors' do. It differs in five points. The authors take the L1 norm: ``norm=1``. They compare
-    hidden states after the decoder's last norm, whose weights a method does not see. They take
-    pivots in the order of a Python set, here it is that of the sequence. Their counts are the
+    authors' do. It differs in six points. The authors take the L1 norm: ``norm=1``. Norms that
+    differ by less than half precision tells apart count as equal, the earlier token first. They
+    compare hidden states after the decoder's last norm, whose weights a method does not see. They
+    take pivots in the order of a Python set, here it is that of the sequence. Their counts are the
     visual pivots and a multiple of all pivots; where `keep` is another number, the first pivots
     take one token more. Where the text after the picture is shorter than its number of pivots,
     which the authors' code does not allow, the pivots that there are take more.
@@ -78,6 +79,7 @@ class DART(Method):
         visual, config = context.layout.mask, self.config
         count = token_counts(config.keep, context.layout.counts())
         norms = torch.linalg.vector_norm(context.keys.float(), ord=config.norm, dim=(1, 3))
+        norms = without_rounding(norms, visual | context.prompt)
         own = count.clamp(max=config.image_pivots)
         pivots = highest(norms, visual, own)
         asked = highest(norms, after_last(visual, context.prompt), config.text_pivots)
@@ -96,6 +98,27 @@ class DART(Method):
                 Criterion("least like a pivot", met=taken),
             ),
         )
+
+
+def without_rounding(norms: Tensor, among: Tensor) -> Tensor:
+    """Return norms as whole steps of 1/4096 of a row's largest, so that rounding decides nothing.
+
+    Decoders that normalise their keys give all of them one norm up to rounding, by which a batch
+    and a row alone would have other pivots. The step is that of half precision, in which the
+    authors run.
+
+    Parameters
+    ----------
+    norms : float32, (batch, tokens)
+    among : bool, (batch, tokens)
+        Which norms count.
+
+    Returns
+    -------
+    float32, (batch, tokens)
+    """
+    largest = norms.masked_fill(~among, 0).amax(dim=1, keepdim=True).clamp(min=1e-30)
+    return (norms / largest * 4096).round()
 
 
 def after_last(visual: Tensor, prompt: Tensor) -> Tensor:
