@@ -16,6 +16,7 @@ import tokenprune as tp
 from tokenprune.config import MethodConfig
 from tokenprune.engine import calls
 from tokenprune.engine.passes import observed
+from tokenprune.methods import ATTENTION_NEEDS
 
 from .support.case_counts import count
 from .support.strategies import LAYERS, model_of
@@ -114,7 +115,7 @@ def stages(model: Any) -> dict[str, Callable[[Fail], Any]]:
         "begin": lambda fail: replaced(method, "begin", fail),
         "select": lambda fail: replaced(method, "select", fail),
     }
-    if method.needs:
+    if method.needs & ATTENTION_NEEDS:
         places["scores"] = lambda fail: replaced(observed, "attention_received", fail)
     for n in {0, decides, LAYERS - 1}:
         layer = language.layers[n]

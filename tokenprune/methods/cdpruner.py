@@ -82,7 +82,8 @@ class CDPruner(Method):
         visual = context.layout.mask
         count = token_counts(self.config.keep, context.layout.counts())
         steps = max_count(self.config.keep, visual.shape[1])
-        unit = F.normalize(context.hidden_states.float(), dim=-1)
+        # Without gradient: rows of the factor, written in place, would keep their own graph alive.
+        unit = F.normalize(context.hidden_states.detach().float(), dim=-1)
         likeness = likeness_to(unit, context.prompt)
         scores = stretched(-likeness if self.config.negated else likeness, visual)
         weight = scores

@@ -84,7 +84,7 @@ class DART(Method):
         pivots = highest(norms, visual, own)
         asked = highest(norms, after_last(visual, context.prompt), config.text_pivots)
         taken = least_like(
-            context.hidden_states,
+            context.hidden_states.detach(),
             pivots | asked,
             visual & ~pivots,
             count - own,
