@@ -18,7 +18,7 @@ import yaml
 import tokenprune as tp
 from tokenprune.saved import HEADS
 
-from .support.hub import TOKEN, Hub, serving
+from .support.hub import TOKEN, Hub, serving, taken_for_the_hub
 from .support.saved_heads import atp_llava, base, method, run, saved_heads
 
 ROOT = Path(__file__).parents[1]
@@ -26,16 +26,8 @@ REPOSITORY = "somebody/heads"
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    """A hub that huggingface_hub's client takes for its own."""
-    constants = huggingface_hub.constants
-    with serving() as served:
-        template = served.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "ENDPOINT", served.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    with taken_for_the_hub(str(tmp_path)) as served:
         yield served
 
 

@@ -14,7 +14,15 @@ import tokenprune as tp
 from .families import FAMILIES
 from .support.config_strategies import fixed_configs, swept_methods
 from .support.strategies import LAYERS, model_of
-from .support.tiny_llava import IMAGE, IMAGE_TOKEN, Batch, is_text, make_batch, row_alone
+from .support.tiny_llava import (
+    IMAGE,
+    IMAGE_TOKEN,
+    Batch,
+    is_text,
+    make_batch,
+    row_alone,
+    tiny_llava,
+)
 from .support.tolerance import assert_close
 from .support.wrapping import wrapped
 
@@ -135,7 +143,7 @@ def qwen() -> Any:
 
 def with_sections() -> Any:
     """A model that says so in its configuration alone."""
-    model = model_of()
+    model = tiny_llava(layers=LAYERS)
     config = model.config.text_config
     name = "rope_parameters" if hasattr(config, "rope_parameters") else "rope_scaling"
     setattr(config, name, {"rope_type": "default", "mrope_section": [2, 1, 1]})

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import copy
-import os
 import pickle
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 import peft
 import torch
@@ -189,27 +185,13 @@ def _saved() -> None:
 
 @row("`model.push_to_hub(id)`; `from_pretrained` (unpruned) and `tp.from_pretrained` of it")
 def _pushed() -> None:
-    with tempfile.TemporaryDirectory() as folder, a_hub(folder), torch.no_grad():
+    with tempfile.TemporaryDirectory() as folder, hub.taken_for_the_hub(folder), torch.no_grad():
         model = atp_llava()
         model.push_to_hub("somebody/model")
         assert torch.equal(
             tp.from_pretrained("somebody/model")(**BATCH).logits, model(**BATCH).logits
         )
         assert not tp.is_wrapped(AutoModelForImageTextToText.from_pretrained("somebody/model"))
-
-
-@contextmanager
-def a_hub(folder: str) -> Iterator[None]:
-    """A stand-in for the hub that huggingface_hub's client takes for its own."""
-    with hub.serving() as served, mock.patch.dict(os.environ, HF_TOKEN=hub.TOKEN):
-        settings = {
-            "ENDPOINT": served.url,
-            "HUGGINGFACE_CO_URL_TEMPLATE": served.url + "/{repo_id}/resolve/{revision}/{filename}",
-            "HF_HUB_CACHE": folder + "/hub",
-            "HF_TOKEN_PATH": folder + "/token",
-        }
-        with mock.patch.multiple("huggingface_hub.constants", **settings):
-            yield
 
 
 @row("bitsandbytes, 8 bits")

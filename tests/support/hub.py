@@ -9,11 +9,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from unittest import mock
 from urllib.parse import unquote, urlsplit
 
 TOKEN = "hf_" + "a" * 34
@@ -57,6 +59,22 @@ def serving() -> Iterator[Hub]:
         finally:
             hub.shutdown()
             thread.join()
+
+
+@contextmanager
+def taken_for_the_hub(folder: str) -> Iterator[Hub]:
+    """A hub that huggingface_hub's client, and transformers, take for their own."""
+    with serving() as hub, mock.patch.dict(os.environ, HF_TOKEN=TOKEN):
+        settings = {
+            "ENDPOINT": hub.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_CACHE": folder + "/hub",
+            "HF_TOKEN_PATH": folder + "/token",
+        }
+        # transformers keeps a client, which keeps the endpoint it was made with.
+        client = mock.patch("transformers.utils.hub._hf_api", None, create=True)
+        with mock.patch.multiple("huggingface_hub.constants", **settings), client:
+            yield hub
 
 
 def sha(repo_id: str, number: int) -> str:
