@@ -4,13 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import tokenprune as tp
 from tokenprune.config import ModelFacts
 from tokenprune.engine import engine_of
 from tokenprune.methods import build
 from tokenprune.methods.atp import ATP
-from tokenprune.methods.atp.ranking import LearnedRanking
+from tokenprune.methods.atp.ranking import LearnedRanking, reweighted
 
 from .support.tiny_llava import IMAGE, make_batch, tiny_llava
 from .support.training import atp_llava, labelled
@@ -63,7 +65,7 @@ def test_it_stays_under_a_fifth_of_a_percent_of_seven_billion():
     with torch.device("meta"):
         method = build(tp.ATPConfig(ranking="learned").fitted(facts), facts)
     count = sum(p.numel() for p in method.rankings.parameters())
-    assert count == 590_691
+    assert count == 2_951_139
     assert sum(p.numel() for p in method.parameters()) < 0.002 * 7e9
 
 
@@ -75,7 +77,7 @@ def test_training_moves_it_with_the_heads(training):
     rankings = engine_of(model).method.rankings
     optimiser = torch.optim.SGD(engine_of(model).parameters(), lr=1e-3)
     first = [p.detach().clone() for p in rankings.parameters()]
-    for _ in range(2):  # the first step can move the last layer only, which starts at zero
+    for _ in range(2):  # the first step can move the last layers only, which start at zero
         optimiser.zero_grad()
         model(**labelled()).loss.backward()
         optimiser.step()
@@ -84,17 +86,56 @@ def test_training_moves_it_with_the_heads(training):
         assert not torch.equal(before, after)
 
 
-def test_what_stands_at_text_does_not_matter():
+def test_what_stands_at_padding_and_answers_does_not_matter():
     """Whatever it is: zero times NaN would be a NaN gradient."""
     method = make_method(ranking="learned", hidden_size=16).train()
+    for ranking in method.rankings:
+        torch.nn.init.normal_(ranking.query.weight)
     context = wide_context()
+    text = ~context.layout.mask
+    prompt = text & (text.cumsum(dim=1) % 2 == 0)
+    assert prompt.any()
+    assert (text & ~prompt).any()
+    context = replace(context, prompt=prompt)
     plain = run(method, context)
-    text = ~context.layout.mask[..., None]
-    other = replace(context, hidden_states=context.hidden_states.masked_fill(text, torch.nan))
+    unread = (text & ~prompt).unsqueeze(-1)
+    other = replace(context, hidden_states=context.hidden_states.masked_fill(unread, torch.nan))
     found = run(method, other)
     assert torch.equal(found.scores, plain.scores)
     found.mask[context.layout.mask].sum().backward()
     assert all(p.grad.isfinite().all() for p in method.rankings[0].parameters())
+
+
+def test_the_prompt_s_state_changes_the_order():
+    method = make_method(ranking="learned", hidden_size=16)
+    torch.nn.init.normal_(method.rankings[0].query.weight)
+    context = wide_context()
+    text = ~context.layout.mask.unsqueeze(-1)
+    other = replace(
+        context, hidden_states=torch.where(text, -context.hidden_states, context.hidden_states)
+    )
+    visual = context.layout.mask[0]
+    orders = [run(method, each).scores[0, visual].argsort() for each in (context, other)]
+    assert not torch.equal(*orders)
+
+
+@given(st.integers(0, 2**31), st.floats(0, 5))
+def test_reweighting_keeps_the_sum_of_what_is_there(seed, spread):
+    generator = torch.Generator().manual_seed(seed)
+    score, weight = torch.rand(2, 3, 9, generator=generator)
+    residual = spread * torch.randn(3, 9, generator=generator)
+    mask = torch.rand(3, 9, generator=generator) > 0.3
+    weight = weight * mask
+    found = reweighted(score, residual, weight, mask)
+    sums = [(each * weight).sum(dim=1) for each in (found, score)]
+    torch.testing.assert_close(*sums, rtol=1e-5, atol=1e-6)
+    assert torch.equal(found[~mask], score[~mask])
+    for row in range(3):  # in proportion to score·exp(residual)
+        there = mask[row]
+        ratio = found[row, there] / (
+            score[row, there].double() * residual[row, there].double().exp()
+        )
+        torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio), rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])

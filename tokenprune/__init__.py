@@ -59,7 +59,14 @@ if TYPE_CHECKING:
         register_method,
     )
     from .pretrained import from_pretrained
-    from .training import calibrate, fit_need, set_budget, train_only_heads, trainable
+    from .training import (
+        calibrate,
+        fit_need,
+        fit_ranking,
+        set_budget,
+        train_only_heads,
+        trainable,
+    )
 
 __all__ = [
     "ATPConfig",
@@ -97,6 +104,7 @@ __all__ = [
     "draw_methods",
     "explain",
     "fit_need",
+    "fit_ranking",
     "from_pretrained",
     "is_wrapped",
     "load_heads",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +21,7 @@ from .signatures import check_signatures
 if TYPE_CHECKING:
     from tokenprune.adapters import Adapter
 
-__all__ = ["attach", "detach", "read_anatomy"]
+__all__ = ["attach", "detach", "read_anatomy", "replaced"]
 
 
 def read_anatomy(model: Any, adapter: Adapter, method: Method) -> Anatomy:
@@ -153,3 +155,35 @@ def detach(engine: Engine, model: nn.Module) -> None:
     if engine.required_grad is not None:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(engine.required_grad.get(name, parameter.requires_grad))
+
+
+@contextmanager
+def replaced(engine: Engine, model: nn.Module, method: Method) -> Iterator[None]:
+    """Let another method, that reads no tower, decide in a wrapped model inside.
+
+    Parameters
+    ----------
+    engine : Engine
+    model : nn.Module
+        The transformers model that the engine is in.
+    method : Method
+
+    Raises
+    ------
+    RuntimeError
+        If a call of the model runs in this thread. Nothing is then changed.
+    """
+    anatomy = replace(engine.anatomy, tower_layer=None, tower_config=None)
+    other = Engine(method, engine.adapter, anatomy)
+    # Which parameters train stays as it is.
+    required, engine.required_grad = engine.required_grad, None
+    try:
+        detach(engine, model)
+        try:
+            attach(other, model)
+            yield
+        finally:
+            detach(other, model)
+            attach(engine, model)
+    finally:
+        engine.required_grad = required

@@ -84,10 +84,10 @@ class ATPConfig(MultiLayerConfig):
     averaging : {"visible", "all"}
         Over which visual queries the self score is averaged: those that can see the token, or all.
     ranking : {"attention", "learned"}
-        What the redundant score is. ``learned``: the attention's, and a residual that starts at
-        zero and is trained with the heads, read from each token's hidden state, shares of
-        attention and place; 590,691 parameters for three steps of width 4,096. Not in the paper;
-        not measured yet.
+        What the redundant score is. ``learned``: the attention's, times the exponential of what a
+        small network of each step reads from hidden states, shares of attention and places; it
+        starts at zero, and `tokenprune.fit_ranking` fits it. 983,713 parameters a step at a width of
+        4,096. Not in the paper.
     need_layer : int, optional
         One of `layers`: after it `tokenprune.fit_need` reads how many tokens each prompt needs, and
         from there on each prompt has a budget of its own. None: one budget for all, whose counts

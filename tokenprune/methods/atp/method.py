@@ -18,7 +18,7 @@ from .config import ATPConfig
 from .heads import ThresholdHeads, cells_of
 from .loss import TargetLoss, atp_loss
 from .need import Need
-from .ranking import LearnedRanking
+from .ranking import LearnedRanking, RankingInputs, reweighted
 from .scores import cross_score, normalise, redundant_score, self_score, text_score
 from .spatial import spatial_score
 
@@ -166,15 +166,11 @@ class ATP(Method):
             Of the prunings that are on: either lets a token stay.
         """
         config, weight, layout = self.config, context.weight, context.layout
-        visual, prompt = context.received["visual"], context.received["prompt"]
-        self_map = self_score(visual, config.averaging)
-        cross_map = cross_score(prompt)
-        raw = redundant_score(self_map, cross_map, prompt, config.sources)
-        redundant = normalise(raw, weight, config.normalisation)
-        maps = torch.stack([self_map, cross_map])
+        maps, raw = self.maps(context)
         if self.rankings is not None:
-            ranking = self.rankings[context.step]
-            redundant = redundant + ranking(context.hidden_states, maps, weight, layout)
+            residual = self.rankings[context.step](RankingInputs.of(context, maps))
+            raw = reweighted(raw, residual, weight, layout.mask)
+        redundant = normalise(raw, weight, config.normalisation)
 
         # Read as shares unless told otherwise, whatever the score's own scale: raw attention near
         # 1/n leaves the heads nearly blind. Tokens that are gone are zeros.
@@ -186,7 +182,7 @@ class ATP(Method):
         shifts = self.shifts[context.step]
         rows = None
         if self.need is not None and not (self.training and torch.is_grad_enabled()):
-            rows = self.need.shifts(context, self_map, cross_map, self.price)
+            rows = self.need.shifts(context, maps[0], maps[1], self.price)
         if rows is not None:
             logits = logits + rows
         elif any(shifts):
@@ -208,6 +204,14 @@ class ATP(Method):
                 criteria.append(Criterion(f"{name} score", score, threshold))
         margin = margins[0] if len(margins) == 1 else torch.maximum(*margins)
         return margin, redundant, thresholds, tuple(criteria)
+
+    def maps(self, context: Context) -> tuple[Tensor, Tensor]:
+        """Compute S_self and S_cross, (2, batch, tokens), and S_r of them: float32, raw."""
+        visual, prompt = context.received["visual"], context.received["prompt"]
+        self_map = self_score(visual, self.config.averaging)
+        cross_map = cross_score(prompt)
+        raw = redundant_score(self_map, cross_map, prompt, self.config.sources)
+        return torch.stack([self_map, cross_map]), raw
 
     def losses(self, trace: Trace) -> dict[str, tuple[Tensor, float]]:
         """Return L_atp and L_target with their weights."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..context import Context
 from .scores import normalise
+from .states import prompt_states
 
 __all__ = ["Need", "feature_count", "features_of"]
 
@@ -41,13 +42,7 @@ def features_of(context: Context, self_map: Tensor, cross_map: Tensor) -> Tensor
     Tensor
         float32, (batch, `feature_count`).
     """
-    prompt, weight = context.prompt, context.weight
-    # What stands at padding may be NaN.
-    hidden = torch.where(prompt.unsqueeze(-1), context.hidden_states.detach().float(), 0.0)
-    hidden = nn.functional.rms_norm(hidden, hidden.shape[-1:], eps=1e-6)
-    last = torch.where(prompt, context.positions, -1).argmax(dim=1)
-    last_state = hidden[torch.arange(len(hidden), device=hidden.device), last]
-    mean_state = hidden.sum(dim=1) / prompt.sum(dim=1, keepdim=True).clamp(min=1)
+    weight = context.weight
     maps = normalise(torch.stack([self_map, cross_map]), weight, "share").detach()
     there = context.layout.mask & (weight > 0.5)
     count = there.sum(dim=1)
@@ -58,7 +53,7 @@ def features_of(context: Context, self_map: Tensor, cross_map: Tensor) -> Tensor
     quantiles = ordered.gather(-1, places.expand(len(maps), -1, -1))
     quantiles = torch.where((count > 0)[:, None], quantiles, 0.0)
     log_count = count.clamp(min=1).float().log()[:, None]
-    return torch.cat([last_state, mean_state, *quantiles, log_count], dim=1)
+    return torch.cat([prompt_states(context), *quantiles, log_count], dim=1)
 
 
 class Need(nn.Module):

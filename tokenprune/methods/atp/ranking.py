@@ -1,24 +1,66 @@
-"""A learned ranking: what a token's hidden state adds to its redundant score."""
+"""A learned ranking: which tokens the prompt will attend to in the layers to come."""
 
 from __future__ import annotations
+
+import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ...layout import VisualLayout
+from ..context import Context
 from .heads import Affine
+from .states import prompt_states, scaled
 
-__all__ = ["LearnedRanking"]
+__all__ = ["LearnedRanking", "RankingInputs", "reweighted"]
 
 _WIDTH = 48
+_QUERY = 64
 _LEAST_SHARE = 1e-4  # of the mean: below, a token receives no attention worth telling apart
 
 
-class LearnedRanking(nn.Module):
-    """A residual on the redundant score of each token, zero until it is trained.
+class RankingInputs(NamedTuple):
+    """What a learned ranking reads at a step.
 
-    Hidden state, log shares of the two score maps and place → 48 → 1, in float32. Not in the paper,
-    which ranks by attention alone.
+    Attributes
+    ----------
+    tokens : (batch, tokens, hidden_size + 4)
+        Hidden state, log shares of S_self and S_cross, row and column; zeros at text and padding.
+    prompt : (batch, 2·hidden_size)
+        The state of the prompt's last token and the mean over its text.
+    """
+
+    tokens: Tensor
+    prompt: Tensor
+
+    @classmethod
+    def of(cls, context: Context, maps: Tensor) -> RankingInputs:
+        """Read them, in float32 and without gradient through the states.
+
+        Parameters
+        ----------
+        context : Context
+        maps : float32, (2, batch, tokens)
+            S_self and S_cross.
+        """
+        layout, weight = context.layout, context.weight
+        shares = maps * weight.sum(dim=1, keepdim=True)
+        logs = torch.where(layout.mask, shares, 1.0).clamp(min=_LEAST_SHARE).log()
+        placed = layout.row >= 0
+        row = torch.where(placed, (layout.row + 0.5) / layout.height.clamp(min=1), 0.5)
+        col = torch.where(placed, (layout.col + 0.5) / layout.width.clamp(min=1), 0.5)
+        others = torch.stack([*logs, row, col], dim=-1).float()
+        others = torch.where(layout.mask.unsqueeze(-1), others, 0.0)
+        states = scaled(context.hidden_states, layout.mask)
+        return cls(torch.cat([states, others], dim=-1), prompt_states(context))
+
+
+class LearnedRanking(nn.Module):
+    """A residual on the logarithm of each token's redundant score, zero until it is fitted.
+
+    Hidden state, log shares of the two score maps and place → 48 → 1, and the product of a key of
+    the same with a query of the prompt's states (64 wide), in float32. Not in the paper, which
+    ranks by attention alone.
 
     Parameters
     ----------
@@ -28,44 +70,43 @@ class LearnedRanking(nn.Module):
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.project = Affine(hidden_size + 4, _WIDTH)
+        self.project = Affine(hidden_size + 4, _WIDTH + _QUERY)
+        self.query = Affine(2 * hidden_size, _QUERY)
         self.score = Affine(_WIDTH, 1)
-        nn.init.zeros_(self.score.weight)
-        nn.init.zeros_(self.score.bias)
+        for last in (self.query, self.score):
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
 
-    def forward(
-        self, hidden_states: Tensor, maps: Tensor, weight: Tensor, layout: VisualLayout
-    ) -> Tensor:
-        """Compute what is added to S_r; 0 at text and padding.
+    def forward(self, inputs: RankingInputs) -> Tensor:
+        """Compute what is added to log S_r: float32, (batch, tokens)."""
+        inner, keys = self.project(inputs.tokens).split((_WIDTH, _QUERY), dim=-1)
+        alone = self.score(nn.functional.gelu(inner)).squeeze(-1)
+        query = self.query(inputs.prompt).unsqueeze(-1)
+        return alone + (keys @ query).squeeze(-1) / math.sqrt(_QUERY)
 
-        Parameters
-        ----------
-        hidden_states : Tensor, (batch, tokens, hidden_size)
-            Read without gradient, as the attention is: the backbone is not taught by its ranking.
-        maps : float32, (2, batch, tokens)
-            S_self and S_cross.
-        weight : float32, (batch, tokens)
-            As in `Context`.
-        layout : VisualLayout
 
-        Returns
-        -------
-        Tensor
-            float32, (batch, tokens).
-        """
-        # What stands at text and padding may be NaN, whose gradient is NaN even times zero.
-        there = layout.mask.unsqueeze(-1)
-        hidden = torch.where(there, hidden_states.detach(), 0.0).to(self.project.weight)
-        # Scaled to a mean square of 1, whatever the depth; states grow through the decoder.
-        hidden = nn.functional.rms_norm(hidden, hidden.shape[-1:], eps=1e-6)
-        shares = maps * weight.sum(dim=1, keepdim=True)
-        logs = torch.where(layout.mask, shares, 1.0).clamp(min=_LEAST_SHARE).log()
-        placed = layout.row >= 0
-        row = torch.where(placed, (layout.row + 0.5) / layout.height.clamp(min=1), 0.5)
-        col = torch.where(placed, (layout.col + 0.5) / layout.width.clamp(min=1), 0.5)
-        others = torch.stack([*logs, row, col], dim=-1).to(hidden)
-        inner = nn.functional.gelu(self.project(torch.cat([hidden, others], dim=-1)))
-        residual = self.score(inner).squeeze(-1).to(maps)
-        # An infinite one would pass as a token that always stays, or never.
-        residual = torch.where(residual.isfinite(), residual, torch.nan)
-        return torch.where(layout.mask, residual, 0.0)
+def reweighted(score: Tensor, residual: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
+    """Multiply scores by exp(residual), their sum over what is still there being kept.
+
+    Parameters
+    ----------
+    score, residual, weight : float32, (batch, tokens)
+        Raw scores, 0 or more; what a learned ranking adds to their logarithms; how much of each
+        token is there.
+    mask : bool, (batch, tokens)
+        Visual tokens. Others keep their scores.
+
+    Returns
+    -------
+    Tensor
+        float32, (batch, tokens); the scores as they are where all residuals are 0.
+    """
+    # An infinite one would pass as a token that always stays, or never.
+    residual = torch.where(residual.isfinite(), residual, torch.nan)
+    highest = torch.where(mask, residual, -torch.inf).amax(dim=1, keepdim=True)
+    factor = (residual - highest).exp()
+    changed = score * factor
+    total = torch.where(mask, score * weight, 0.0).sum(dim=1, keepdim=True)
+    found = torch.where(mask, changed * weight, 0.0).sum(dim=1, keepdim=True)
+    least = torch.finfo(torch.float32).tiny
+    return torch.where(mask, changed * (total / found.clamp(min=least)), score)
