@@ -86,8 +86,8 @@ class ATPConfig(MultiLayerConfig):
     ranking : {"attention", "learned"}
         What the redundant score is. ``learned``: the attention's, times the exponential of what a
         small network of each step reads from hidden states, shares of attention and places; it
-        starts at zero, and `tokenprune.fit_ranking` fits it. 983,713 parameters a step at a width of
-        4,096. Not in the paper.
+        starts at zero, and `tokenprune.fit_ranking` fits it. 983,713 parameters a step at a width
+        of 4,096. Not in the paper.
     need_layer : int, optional
         One of `layers`: after it `tokenprune.fit_need` reads how many tokens each prompt needs, and
         from there on each prompt has a budget of its own. None: one budget for all, whose counts
