@@ -17,13 +17,14 @@ import torch
 
 from benchmarks.tables import write_page
 
-from . import ablations, extensions, figure2, layers, table1, table2, table3, table6
+from . import ablations, extensions, figure2, layers, table1, table2, table3, table6, tight
 from .render import render
 from .setting import FULL, QUICK
 
 PARTS = {
     "table6": table6,
     "table1": table1,
+    "tight": tight,
     "table2": table2,
     "layers": layers,
     "figure2": figure2,

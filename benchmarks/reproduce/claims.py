@@ -22,6 +22,7 @@ def claims(tables: dict[str, list[Row]]) -> Iterator[Claim]:
     """Yield each claim, in order."""
     parts: dict[str, Callable[[list[Row]], Iterator[Claim]]] = {
         "table1": _ahead,
+        "tight": _tight,
         "table2": _adaptive,
         "table3": _tuned,
         "ablations": _parts,
@@ -69,13 +70,14 @@ def _ahead(rows: list[Row]) -> Iterator[Claim]:
     for block in ("mean", "final"):
         for share in sorted({row["share"] for row in rows}, reverse=True):
             keys = {"block": block, "share": share}
-            ours = _kept(rows, method="ATP", **keys)
             others = {name: _kept(rows, method=name, **keys) for name in names}
             worth = {n: statistics.mean(kept.values()) for n, kept in others.items() if kept}
-            if ours and worth and not missing(rows, block, share):
-                best = max(worth, key=lambda name: worth[name])
-                claim = f"ATP is ahead of every rival at {share:.0%} {block} tokens"
-                yield _against(claim, ours, others[best], f" ({best})")
+            for name in ("ATP", "ATP, learned ranking"):
+                ours = _kept(rows, method=name, **keys)
+                if ours and worth and not missing(rows, block, share):
+                    best = max(worth, key=lambda name: worth[name])
+                    claim = f"{name} is ahead of every rival at {share:.0%} {block} tokens"
+                    yield _against(claim, ours, others[best], f" ({best})")
     mean = [row for row in rows if row["block"] == "mean"]
     claim = "training the heads is better than calibration alone"
     yield from _pairs(mean, "ATP", "ATP, calibrated only", claim)
@@ -86,6 +88,17 @@ def _pairs(rows: list[Row], better: str, worse: str, claim: str) -> Iterator[Cla
         high, low = (_kept(rows, method=name, share=share) for name in (better, worse))
         if high.keys() & low.keys():
             yield _against(f"{claim}, {share:.0%}", high, low, "")
+
+
+def _tight(rows: list[Row]) -> Iterator[Claim]:
+    three, eight = "attention ranks, three steps", "attention ranks, eight steps"
+    yield from _pairs(rows, eight, three, "eight early steps are better than three")
+    claim = "calibration by divergence is better than by count"
+    yield from _pairs(rows, f"{eight}, by divergence", eight, claim)
+    for steps in ("eight", "three"):
+        claim = f"a learned ranking is better than attention's, {steps} steps"
+        of_attention = eight if steps == "eight" else three
+        yield from _pairs(rows, f"learned ranking, {steps} steps", of_attention, claim)
 
 
 def _adaptive(rows: list[Row]) -> Iterator[Claim]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +12,11 @@ from benchmarks.store import Row
 from benchmarks.tables import table
 
 from . import charts
+from .cells import budgets, mark, mean, names, of, spread
 from .claims import claims
 from .missing import not_measured
 from .positions import better
+from .setting import FULL
 
 __all__ = ["render"]
 
@@ -40,6 +41,7 @@ def render(results: Path, folder: Path) -> str:
     parts = [_head(tables)]
     for name, part in (
         ("table1", _table1),
+        ("tight", _tight),
         ("table2", _table2),
         ("table3", _table3),
         ("ablations", _ablations),
@@ -75,66 +77,17 @@ def _head(tables: dict[str, Any]) -> str:
     )
 
 
-def spread(values: Sequence[float]) -> str:
-    """Format mean ± standard error, in percent."""
-    mean = f"{statistics.mean(values):.1%}".rstrip("%")
-    if len(values) < 2:
-        return mean
-    return f"{mean} ± {statistics.stdev(values) / math.sqrt(len(values)) * 100:.1f}"
-
-
-def _of(rows: Sequence[Row], **keys: Any) -> list[Row]:
-    return [row for row in rows if all(row.get(name) == value for name, value in keys.items())]
-
-
-def _names(rows: Sequence[Row]) -> list[str]:
-    return list(dict.fromkeys(row["method"] for row in rows))
-
-
-def _mean(rows: Sequence[Row], name: str) -> float:
-    return statistics.mean(row[name] for row in rows)
-
-
-def _budgets(rows: Sequence[Row], block: dict[str, Any]) -> str:
-    """Write a line a method, best first: accuracy kept (mean / final tokens) at each budget."""
-    rows = [row for row in _of(rows, **block) if "accuracy_kept" in row]
-    shares = sorted({row["share"] for row in rows}, reverse=True)
-
-    def worth(name: str) -> float:
-        found = [row["accuracy_kept"] for row in rows if row["method"] == name]
-        return -statistics.mean(found)
-
-    body = []
-    for name in sorted(_names(rows), key=worth):
-        line = [name]
-        for share in shares:
-            found = _of(rows, method=name, share=share)
-            if not found:
-                line.append("-")
-                continue
-            tokens = f"{_mean(found, 'mean_tokens'):.1f} / {_mean(found, 'final_tokens'):.1f}"
-            kept = spread([row["accuracy_kept"] for row in found])
-            line.append(f"**{kept}**{_mark(found[0])} ({tokens})")
-        body.append(line)
-    return table(["method", *(f"{share:.0%}" for share in shares)], body)
-
-
-def _mark(row: Row) -> str:
-    """Return the sign of a row that was measured with survivors renumbered."""
-    return " †" if row.get("positions") == "renumbered" else ""
-
-
 def _kinds(rows: Sequence[Row], share: float) -> str:
-    found = _of(rows, block="mean", share=share)
+    found = of(rows, block="mean", share=share)
     kinds = list(found[0]["kinds"])
     body = []
-    for name in _names(found):
-        mine = _of(found, method=name)
+    for name in names(found):
+        mine = of(found, method=name)
         cells = [
             f"{statistics.mean(row['kinds'][kind] for row in mine if kind in row['kinds']):.0%}"
             for kind in kinds
         ]
-        body.append([name + _mark(mine[0]), *cells])
+        body.append([name + mark(mine[0]), *cells])
     return table(["method", *(kind.replace("_", " ") for kind in kinds)], body)
 
 
@@ -148,10 +101,10 @@ def _table1(rows: list[Row], folder: Path) -> str:
 Accuracy kept, % of the unpruned model, with (mean tokens over all layers / tokens after the last
 layer that drops), of 144. First the budget is the **mean over all layers**:
 
-{_budgets(rows, {"block": "mean"})}
+{budgets(rows, {"block": "mean"})}
 The same with the budget as **final tokens**; what keeps early layers whole then computes more:
 
-{_budgets(rows, {"block": "final"})}
+{budgets(rows, {"block": "final"})}
 {absent}† : survivors numbered anew without gaps (`positions="renumbered"`). Methods whose authors
 run them so were measured both ways, and the better one stands here; all others keep their
 positions.
@@ -168,13 +121,24 @@ Accuracy by kind of question at {kinds:.0%} mean tokens:
 {_kinds(rows, kinds)}"""
 
 
+def _tight(rows: list[Row], folder: Path) -> str:
+    return f"""## Tight budgets: early steps, and a learned ranking
+
+ATP's heads as they begin, calibrated; the redundant pruning alone. Three steps: after layers 1, 4
+and 12, as in table 1; eight: after layers 0, 1, 2, 3, 4, 6, 8 and 12. A learned ranking is fitted
+to the unpruned model's attention on {FULL.ranking:,} other training pictures without labels
+(`tokenprune.fit_ranking`); the rivals of table 1 are training-free.
+
+{budgets(rows, {})}"""
+
+
 def _table2(rows: list[Row], folder: Path) -> str:
     return f"""## Table 2: adaptive against fixed
 
 The same heads, the same mean counts after each step; "fixed" keeps that many of every picture,
 those farthest above the thresholds.
 
-{_budgets(rows, {})}"""
+{budgets(rows, {})}"""
 
 
 def _table3(rows: list[Row], folder: Path) -> str:
@@ -183,7 +147,7 @@ def _table3(rows: list[Row], folder: Path) -> str:
 Beside the heads: nothing, LoRA (rank 8) on the decoder's projections, or the whole decoder; the
 same pictures and steps, trained at 25 %.
 
-{_budgets(rows, {})}"""
+{budgets(rows, {})}"""
 
 
 def _ablations(rows: list[Row], folder: Path) -> str:
@@ -195,15 +159,15 @@ Heads trained anew with each choice. At the defaults no grid stays: θ_s starts 
 ladder's highest score of 0.917, and training leaves it there. So "without spatial pruning" is the
 default's pruning by another name; what grids do shows where θ_s starts lower, at 0.731.
 
-{_budgets(rows, {})}
+{budgets(rows, {})}
 {note}"""
 
 
 def _table6(rows: list[Row], folder: Path) -> str:
     body = []
     for text in sorted({row["text"] for row in rows}):
-        full = _of(rows, method="unpruned", text=text)[0]
-        for row in _of(rows, text=text):
+        full = of(rows, method="unpruned", text=text)[0]
+        for row in of(rows, text=text):
             body.append(
                 [
                     f"{row['method']}, {text} text tokens",
@@ -233,7 +197,7 @@ def _figure2(rows: list[Row], folder: Path) -> str:
     body = []
     for kind in ("fine", "coarse"):
         for depth in sorted({row["depth"] for row in rows}):
-            found = [_of(rows, kind=kind, depth=depth, ratio=ratio) for ratio in ratios]
+            found = [of(rows, kind=kind, depth=depth, ratio=ratio) for ratio in ratios]
             cells = [spread([row["accuracy"] for row in some]) for some in found]
             body.append([f"{kind}, layer {depth} of 32", *cells])
     return f"""## Figure 2: one layer only
@@ -260,17 +224,17 @@ At a mean of 25 %: pictures of one digit, and of six.
 def _extensions(rows: list[Row], folder: Path) -> str:
     body = []
     seeds = len({row["seed"] for row in rows})
-    for name in _names(rows):
+    for name in names(rows):
         for share in sorted({row["share"] for row in rows}, reverse=True):
-            found = _of(rows, method=name, share=share)
+            found = of(rows, method=name, share=share)
             body.append(
                 [
                     f"{name}, {share:.0%}"
                     + ("" if len(found) == seeds else f" ({len(found)} of {seeds} seeds)"),
                     spread([row["accuracy_kept"] for row in found]),
-                    f"{_mean(found, 'mean_tokens'):.1f} / {_mean(found, 'final_tokens'):.1f}",
-                    f"{_mean(found, 'kv_share'):.1%}",
-                    f"{_mean(found, 'flops_share'):.1%}",
+                    f"{mean(found, 'mean_tokens'):.1f} / {mean(found, 'final_tokens'):.1f}",
+                    f"{mean(found, 'kv_share'):.1%}",
+                    f"{mean(found, 'flops_share'):.1%}",
                 ]
             )
     head = ["", "accuracy kept, %", "mean / final tokens", "KV bytes left", "prefill FLOPs left"]

@@ -20,6 +20,7 @@ from benchmarks.environment import environment
 from benchmarks.store import Row, Store
 
 __all__ = [
+    "EARLY",
     "FULL",
     "LAYERS",
     "QUICK",
@@ -35,6 +36,7 @@ __all__ = [
     "open_store",
     "processor",
     "questions_of",
+    "ranked",
     "row_if_reached",
     "start",
     "unpruned",
@@ -42,6 +44,9 @@ __all__ = [
 
 LAYERS = recipe.LAYERS["llava"]
 """Decoder layers after which ATP prunes."""
+
+EARLY = (0, 1, 2, 3, 4, 6, 8, 12)
+"""The same where the ranking is learned: the paper's steps may stand between any two layers."""
 
 RATE = 1e-3
 
@@ -57,6 +62,8 @@ class Setting:
         Each has its own training, calibration and held-out questions.
     questions, steps, calibration : int
         Held-out questions, steps of training and pictures to set budgets on, for each seed.
+    ranking : int
+        Training pictures that learned rankings are fitted to, for each seed.
     shares : tuple of float
         Budgets, as shares of the visual tokens.
     """
@@ -66,11 +73,12 @@ class Setting:
     questions: int
     steps: int
     calibration: int
+    ranking: int
     shares: tuple[float, ...]
 
 
-FULL = Setting("full", (0, 1, 2), 500, 40, 128, (0.33, 0.25, 0.22, 0.15, 0.1, 0.07))
-QUICK = Setting("quick", (0,), 60, 4, 24, (0.25,))
+FULL = Setting("full", (0, 1, 2), 500, 40, 128, 2500, (0.33, 0.25, 0.22, 0.15, 0.1, 0.07))
+QUICK = Setting("quick", (0,), 60, 4, 24, 96, (0.25,))
 
 
 def open_store(results: Path, name: str, setting: Setting) -> Store:
@@ -140,7 +148,7 @@ class OutOfReachError(ValueError):
     """Say that a method cannot meet a budget."""
 
 
-def calibrated(model: Any, setting: Setting, seed: int, share: float) -> Any:
+def calibrated(model: Any, setting: Setting, seed: int, share: float, by: str = "count") -> Any:
     """Calibrate ATP to a mean share of the tokens.
 
     Raises
@@ -148,8 +156,9 @@ def calibrated(model: Any, setting: Setting, seed: int, share: float) -> Any:
     OutOfReachError
         If its steps leave more, or less, than that.
     """
+    target = share * model.config.image_seq_length
     try:
-        tp.calibrate(model, list(calibration(setting, seed)), share * model.config.image_seq_length)
+        tp.calibrate(model, list(calibration(setting, seed)), target, by=by)
     except ValueError as error:
         raise OutOfReachError(str(error)) from error
     return model
@@ -182,10 +191,29 @@ def atp(setting: Setting, seed: int, work: Path, name: str = "atp", **choices: A
     start(model, setting, seed, target)
     drawn = samples("train", recipe.BATCH * setting.steps, seed)
     recipe.train_heads(model, processor(), drawn, RATE)
-    # Renamed when complete: another process may read it at any time.
+    _save(model, folder)
+    return model
+
+
+def ranked(setting: Setting, seed: int, work: Path, layers: tuple[int, ...] = EARLY) -> Any:
+    """Fit a learned ranking, the heads left as they begin, or load it from the work folder."""
+    torch.manual_seed(seed)
+    model = load()
+    folder = work / setting.name / f"ranking-{len(layers)}-{seed}"
+    if folder.is_dir():
+        return tp.wrap(model, folder)
+    config = tp.ATPConfig(layers=layers, prunings=("redundant",), ranking="learned")
+    tp.wrap(model, config)
+    drawn = samples("train", setting.ranking, 2000 + seed)
+    tp.fit_ranking(model, list(recipe.calibration_batches(processor(), drawn)))
+    _save(model, folder)
+    return model
+
+
+def _save(model: Any, folder: Path) -> None:
+    """Save heads. Renamed when complete: another process may read them at any time."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent) as unfinished:
-        tp.save_heads(model, Path(unfinished) / name)
+        tp.save_heads(model, Path(unfinished) / folder.name)
         with suppress(OSError):
-            (Path(unfinished) / name).rename(folder)
-    return model
+            (Path(unfinished) / folder.name).rename(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from .setting import (
     measure_held_out,
     open_store,
     processor,
+    ranked,
     row_if_reached,
 )
 
@@ -48,19 +50,26 @@ def run(setting: Setting, results: Path, work: Path) -> None:
 def trained(
     store: Store, setting: Setting, seed: int, share: float, block: str, work: Path
 ) -> None:
-    """Measure ATP, trained and calibrated alone, and random pruning with ATP's counts."""
+    """Measure ATP, trained, ranked and calibrated alone, and random pruning with ATP's counts."""
 
-    def made(heads: bool) -> dict[str, Any]:
-        model = atp(setting, seed, work) if heads else load()
-        if not heads:
-            target = 0.25 * model.config.image_seq_length
-            tp.wrap(model, tp.ATPConfig(layers=LAYERS, target_tokens=target))
+    def as_begun() -> Any:
+        model = load()
+        target = 0.25 * model.config.image_seq_length
+        return tp.wrap(model, tp.ATPConfig(layers=LAYERS, target_tokens=target))
+
+    def made(start: Callable[[], Any]) -> dict[str, Any]:
+        model = start()
         to_budget(model, setting, share, block, seed)
         return measure_held_out(model, setting, seed)
 
     keys = {"share": share, "block": block, "seed": seed}
-    row = row_if_reached(store, lambda: made(heads=True), method="ATP", **keys)
-    row_if_reached(store, lambda: made(heads=False), method="ATP, calibrated only", **keys)
+    models: dict[str, Callable[[], Any]] = {
+        "ATP, learned ranking": partial(ranked, setting, seed, work),
+        "ATP, calibrated only": as_begun,
+        "ATP": partial(atp, setting, seed, work),
+    }
+    for name, start in models.items():
+        row = row_if_reached(store, partial(made, start), method=name, **keys)
     if row is None:
         return
     after = tuple(row["kept_per_layer"][layer + 1] for layer in LAYERS)
@@ -81,7 +90,7 @@ def to_budget(model: Any, setting: Setting, share: float, block: str, seed: int)
     low, high = -4.0, 4.0
     for _ in range(9):
         shift = (low + high) / 2
-        method.shifts = [[shift, 0.0]] * len(LAYERS)
+        method.shifts = [[shift, 0.0]] * len(method.shifts)
         few = measured(model, batches)["final_tokens"] < share * total
         low, high = (low, shift) if few else (shift, high)
 
