@@ -217,7 +217,7 @@ def test_ties_under_the_cap_fall_to_the_earlier_token():
     assert decide(method, context).keep[0].nonzero()[:, 0].tolist() == [0, 2, 4, 12]
 
 
-@pytest.mark.parametrize("normalisation", ["share", "minmax", "none"])
+@pytest.mark.parametrize("normalisation", ["share", "mass", "minmax", "none"])
 @pytest.mark.parametrize("averaging", ["visible", "all"])
 @pytest.mark.parametrize("sources", [("self",), ("cross",), ("self", "cross")])
 def test_every_option_gives_its_own_score(normalisation, averaging, sources):
@@ -228,6 +228,9 @@ def test_every_option_gives_its_own_score(normalisation, averaging, sources):
     raw = torch.stack([{"self": own, "cross": cross}[name] for name in sources]).mean(dim=0)
     if normalisation == "share":
         raw = TOKENS * raw / (1 + TOKENS * raw)
+    elif normalisation == "mass":
+        below = (raw[:, None, :] <= raw[:, :, None]) & context.layout.mask[:, None, :]
+        raw = (raw[:, None, :] * below).sum(-1) / (raw * context.layout.mask).sum(-1, keepdim=True)
     elif normalisation == "minmax":
         there = [row[m] for row, m in zip(raw, context.layout.mask, strict=True)]
         low = torch.stack([row.min() for row in there])[:, None]

@@ -32,7 +32,7 @@ def run(method, context):
 
 def test_untrained_it_changes_nothing():
     context = wide_context()
-    plain = run(make_method(), context)
+    plain = run(make_method(normalisation="mass"), context)
     method = make_method(ranking="learned", hidden_size=16)
     method.load_state_dict(make_method().state_dict(), strict=False)
     for ranking in method.rankings:
@@ -44,7 +44,7 @@ def test_untrained_it_changes_nothing():
 def test_drawn_weights_change_the_order_of_visual_tokens_alone():
     context = wide_context()
     method = make_method(ranking="learned", hidden_size=16)
-    plain = run(make_method(), context).scores
+    plain = run(make_method(normalisation="mass"), context).scores
     scores = run(method, context).scores
     visual = context.layout.mask
     assert torch.equal(scores[~visual], plain[~visual])

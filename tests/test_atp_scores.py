@@ -109,6 +109,32 @@ def test_order_and_range_survive(how, score):
 
 
 @given(score=scores, seed=st.integers(0, 99))
+def test_mass_is_what_the_token_and_those_below_it_receive(score, seed):
+    weight = torch.rand(score.shape, generator=torch.Generator().manual_seed(seed))
+    weight[weight < 0.3] = 0
+    weight[0, 0] = 1
+    found = normalise(score, weight, "mass")[0].tolist()
+    there = [n for n, part in enumerate(weight[0].tolist()) if part > 0]
+    received = [float(s) * float(w) for s, w in zip(score[0].double(), weight[0], strict=True)]
+    total = sum(received)
+    # Of equal ones the earlier is the higher.
+    rising = sorted(there, key=lambda n: (float(score[0, n]), -n))
+    mass = 0.0
+    for n in rising:
+        mass += received[n]
+        assert found[n] == pytest.approx(mass / total if total else 0.0, abs=1e-5)
+    assert found[rising[-1]] == 1 or not total
+
+
+@given(score=scores, theta=st.floats(0.01, 0.99))
+def test_a_threshold_on_mass_loses_no_more_than_it_says(score, theta):
+    keep = normalise(score, torch.ones_like(score), "mass") > theta
+    assert score[~keep].double().sum() <= theta * score.double().sum() * (1 + 1e-5)
+    if score.any():
+        assert keep.any()
+
+
+@given(score=scores, seed=st.integers(0, 99))
 def test_minmax_stretches_what_is_there_to_the_whole_range(score, seed):
     there = torch.rand(score.shape, generator=torch.Generator().manual_seed(seed)) < 0.7
     there[0, :1] = True
@@ -120,7 +146,7 @@ def test_minmax_stretches_what_is_there_to_the_whole_range(score, seed):
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("how", ["share", "minmax", "none"])
+@pytest.mark.parametrize("how", ["share", "mass", "minmax", "none"])
 def test_a_row_without_visual_tokens_stays_finite_and_nan_stays_nan(how):
     score = torch.tensor([[0.3, 0.1, 0.2], [0.5, float("nan"), 0.1]])
     weight = torch.tensor([[0.0, 0, 0], [1, 1, 1]])

@@ -19,6 +19,7 @@ GENTLE = {"start_redundant": -0.5}
 OPTIONS = (
     {},
     {"normalisation": "minmax"},
+    {"normalisation": "mass"},
     {"normalisation": "none", "start_redundant": -3.0},
     {"averaging": "all"},
     {"sources": ("self",)},

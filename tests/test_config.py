@@ -18,7 +18,7 @@ atp_configs = st.builds(
     ATPConfig,
     layers=st.none() | st.sets(st.integers(0, 40), min_size=1).map(lambda s: tuple(sorted(s))),
     target_tokens=st.none() | positive,
-    normalisation=st.sampled_from(("share", "minmax", "none")),
+    normalisation=st.sampled_from(("share", "mass", "minmax", "none")),
     averaging=st.sampled_from(("visible", "all")),
     ranking=st.just("learned"),
     need_layer=st.none() | st.integers(0, 100),
@@ -123,6 +123,13 @@ def test_what_is_no_dictionary_is_refused(values):
         ATPConfig.from_dict(values)
 
 
+def test_a_learned_ranking_is_read_by_mass_unless_told_otherwise():
+    assert ATPConfig().normalisation == "share"
+    assert ATPConfig(ranking="learned").normalisation == "mass"
+    assert ATPConfig(ranking="learned", normalisation="share").normalisation == "share"
+    assert ATPConfig.paper(ranking="learned").normalisation == "none"
+
+
 def test_a_configuration_cannot_be_changed():
     config = ATPConfig()
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -137,7 +144,8 @@ BAD = [
     *(("layers", bad) for bad in BAD_LAYERS),
     ("layers", (-1, 2)),
     *(("target_tokens", bad) for bad in (0, -1, NAN, INF, "144")),
-    *((name, bad) for name in ("normalisation", "averaging") for bad in ("mean", "", None, 1)),
+    *((name, bad) for name in ("normalisation", "averaging") for bad in ("mean", "", 1)),
+    ("averaging", None),
     *(("ranking", bad) for bad in ("hidden", "", None, 1)),
     *(("need_layer", bad) for bad in (-1, 2.5, "2", True, (2,), 2**16 + 1)),
     *(("hidden_size", bad) for bad in (0, -1, 2.5, "64", True, 2**16 + 1)),

@@ -52,6 +52,7 @@ WORDS = (
     "self",
     "soft",
     "minmax",
+    "mass",
     "share",
     "visible",
     "learned",

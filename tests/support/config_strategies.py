@@ -265,7 +265,7 @@ def _atp(draw: st.DrawFn) -> tp.ATPConfig:
         layers=layers,
         # Above what the layers up to the first step cost.
         target_tokens=36 * (layers[0] + 1) / LAYERS + 3,
-        normalisation=draw(st.sampled_from(["share", "minmax", "none"])),
+        normalisation=draw(st.sampled_from(["share", "mass", "minmax", "none"])),
         averaging=draw(st.sampled_from(["visible", "all"])),
         sources=draw(st.sampled_from([("self", "cross"), ("self",), ("cross",)])),
         prunings=draw(st.sampled_from([("redundant", "spatial"), ("redundant",), ("spatial",)])),

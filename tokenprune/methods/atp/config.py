@@ -76,18 +76,18 @@ class ATPConfig(MultiLayerConfig):
     target_tokens : float, optional
         Mean number of visual tokens per image over *all* decoder layers that training aims at.
         None: a quarter of an image's tokens (the paper's 144 of 576). Where images differ in size,
-        that of an image with as many tokens as the family's own grid has cells; larger ones in
-        proportion.
-    normalisation : {"share", "minmax", "none"}
+        of one with as many tokens as the family's own grid has cells; of others in proportion.
+    normalisation : {"share", "mass", "minmax", "none"}, optional
         How raw attention becomes a score. ``share``: x = n·s, x / (1 + x), so that uniform
-        attention over n tokens is 0.5. ``minmax``: each row's scores stretched to [0, 1].
+        attention over n tokens is 0.5. ``mass``: what the token and those below it receive of all
+        attention, so that θ_r is the share that a step may lose. ``minmax``: each row's scores
+        stretched to [0, 1]. None: ``mass`` where the ranking is learned, otherwise ``share``.
     averaging : {"visible", "all"}
         Over which visual queries the self score is averaged: those that can see the token, or all.
     ranking : {"attention", "learned"}
-        What the redundant score is. ``learned``: the attention's, times the exponential of what a
-        small network of each step reads from hidden states, shares of attention and places; it
-        starts at zero, and `tokenprune.fit_ranking` fits it. 983,713 parameters a step at a width
-        of 4,096. Not in the paper.
+        What the redundant score is: the attention of the layer just run, or ``learned``: times what
+        a small network of each step reads from hidden states, attention and places, fitted by
+        `tokenprune.fit_ranking`. 983,713 parameters a step at a width of 4,096. Not in the paper.
     need_layer : int, optional
         One of `layers`: after it `tokenprune.fit_need` reads how many tokens each prompt needs, and
         from there on each prompt has a budget of its own. None: one budget for all, whose counts
@@ -163,7 +163,7 @@ class ATPConfig(MultiLayerConfig):
     """
 
     target_tokens: float | None = checked(None, optional(number(above=0, most=MAX_TOKENS)))
-    normalisation: str = checked("share", choice("share", "minmax", "none"))
+    normalisation: str | None = checked(None, optional(choice("share", "mass", "minmax", "none")))
     averaging: str = checked("visible", choice("visible", "all"))
     ranking: str = checked("attention", choice("attention", "learned"))
     need_layer: int | None = checked(None, optional(integer(0, _MOST_LAYERS)))
@@ -195,6 +195,9 @@ class ATPConfig(MultiLayerConfig):
     def __post_init__(self) -> None:
         """Check each field, then those that bound each other."""
         super().__post_init__()
+        if self.normalisation is None:
+            usual = "mass" if self.ranking == "learned" else "share"
+            object.__setattr__(self, "normalisation", usual)
         expected = "True or False; and not with positions='renumbered', which leaves no place"
         kept = self.positions == "kept"
         require(kept or not self.revival, "revival", self.revival, expected)

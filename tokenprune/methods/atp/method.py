@@ -170,6 +170,7 @@ class ATP(Method):
         if self.rankings is not None:
             residual = self.rankings[context.step](RankingInputs.of(context, maps))
             raw = reweighted(raw, residual, weight, layout.mask)
+        assert config.normalisation is not None  # the configuration fills it in
         redundant = normalise(raw, weight, config.normalisation)
 
         # Read as shares unless told otherwise, whatever the score's own scale: raw attention near

@@ -50,19 +50,34 @@ def normalise(score: Tensor, weight: Tensor, how: str) -> Tensor:
         0 or more.
     weight : float32, (batch, tokens)
         How much of each visual token is still there, 0 at everything else.
-    how : {"share", "minmax", "none"}
+    how : {"share", "mass", "minmax", "none"}
     """
     if how == "none":
         return score
     if how == "share":
         x = score * weight.sum(dim=1, keepdim=True)
         return x / (1 + x)
+    if how == "mass":
+        return _mass_below(score, weight)
     there = weight > 0.5
     low = score.masked_fill(~there, torch.inf).amin(dim=-1, keepdim=True)
     high = score.masked_fill(~there, -torch.inf).amax(dim=-1, keepdim=True)
     stretched = (score - low) / (high - low).clamp(min=1e-12)
     # Rows without visual tokens have no range; NaN scores stay NaN, to be reported.
     return torch.where(low.isinf(), 0.0, stretched).clamp(0, 1)
+
+
+def _mass_below(score: Tensor, weight: Tensor) -> Tensor:
+    """Return which share of all scores each token and those below it have together.
+
+    Of equal ones the earlier counts as the higher.
+    """
+    # Nothing is added by what is gone.
+    falling, order = score.masked_fill(weight <= 0, -1.0).sort(dim=-1, descending=True, stable=True)
+    parts = falling.clamp(min=0) * weight.expand_as(score).gather(-1, order)
+    sums = parts.flip(-1).cumsum(dim=-1).flip(-1)
+    shares = sums / sums[..., :1].clamp(min=torch.finfo(torch.float32).tiny)
+    return torch.zeros_like(score).scatter(-1, order, shares)
 
 
 def text_score(prompt: Received, text: Tensor) -> Tensor:
