@@ -13,6 +13,7 @@ from tokenprune.engine import engine_of
 from tokenprune.methods import build
 from tokenprune.methods.atp import ATP
 from tokenprune.methods.atp.ranking import LearnedRanking, reweighted
+from tokenprune.methods.atp.scores import normalise
 
 from .support.tiny_llava import IMAGE, make_batch, tiny_llava
 from .support.training import atp_llava, labelled
@@ -136,6 +137,17 @@ def test_reweighting_keeps_the_sum_of_what_is_there(seed, spread):
             score[row, there].double() * residual[row, there].double().exp()
         )
         torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("how", ["share", "mass"])
+def test_a_row_without_visual_tokens_has_no_part_in_the_gradient(how):
+    score = torch.rand(2, 5)
+    mask = torch.tensor([[True] * 5, [False] * 5])
+    residual = torch.zeros(2, 5, requires_grad=True)
+    scores = normalise(reweighted(score, residual, mask.float(), mask), mask.float(), how)
+    (scores * torch.arange(10.0).view(2, 5)).sum().backward()
+    assert residual.grad[0].abs().max() > 0
+    assert torch.equal(residual.grad[1], torch.zeros(5))
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])

@@ -103,10 +103,10 @@ def reweighted(score: Tensor, residual: Tensor, weight: Tensor, mask: Tensor) ->
     """
     # An infinite one would pass as a token that always stays, or never.
     residual = torch.where(residual.isfinite(), residual, torch.nan)
-    highest = torch.where(mask, residual, -torch.inf).amax(dim=1, keepdim=True)
-    factor = (residual - highest).exp()
-    changed = score * factor
+    # Subtracted so that nothing overflows: the ratio below does not change with it.
+    highest = torch.where(mask, residual, -torch.inf).amax(dim=1, keepdim=True).detach()
+    changed = score * torch.where(mask, residual - highest, 0.0).exp()
     total = torch.where(mask, score * weight, 0.0).sum(dim=1, keepdim=True)
     found = torch.where(mask, changed * weight, 0.0).sum(dim=1, keepdim=True)
-    least = torch.finfo(torch.float32).tiny
-    return torch.where(mask, changed * (total / found.clamp(min=least)), score)
+    ratio = total / torch.where(found == 0, 1.0, found)
+    return torch.where(mask, changed * ratio, score)

@@ -76,7 +76,8 @@ def _mass_below(score: Tensor, weight: Tensor) -> Tensor:
     falling, order = score.masked_fill(weight <= 0, -1.0).sort(dim=-1, descending=True, stable=True)
     parts = falling.clamp(min=0) * weight.expand_as(score).gather(-1, order)
     sums = parts.flip(-1).cumsum(dim=-1).flip(-1)
-    shares = sums / sums[..., :1].clamp(min=torch.finfo(torch.float32).tiny)
+    total = sums[..., :1]
+    shares = sums / torch.where(total == 0, 1.0, total)
     return torch.zeros_like(score).scatter(-1, order, shares)
 
 
