@@ -89,6 +89,12 @@ def test_uniform_attention_has_the_share_one_half(n, text):
     torch.testing.assert_close(normalise(score, weight, "share"), torch.full((1, n + text), 0.5))
 
 
+@given(n=st.integers(1, 2000))
+def test_of_equal_scores_the_later_ones_have_less_mass(n):
+    found = normalise(torch.full((1, n), 1 / n), torch.ones(1, n), "mass")
+    torch.testing.assert_close(found[0], torch.arange(n, 0, -1) / n)
+
+
 @given(score=scores, factor=st.floats(0.1, 1))
 def test_half_there_counts_half_in_the_share(score, factor):
     weight = torch.full_like(score, factor)
