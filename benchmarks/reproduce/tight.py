@@ -9,10 +9,12 @@ from typing import Any
 import torch
 
 import tokenprune as tp
+from benchmarks.store import Store
 
 from .setting import (
     EARLY,
     LAYERS,
+    OutOfReachError,
     Setting,
     calibrated,
     load,
@@ -21,6 +23,7 @@ from .setting import (
     ranked,
     row_if_reached,
 )
+from .table2 import fix
 
 __all__ = ["run"]
 
@@ -37,6 +40,10 @@ ROWS: dict[str, tuple[tuple[int, ...], str, str, tuple[float, ...]]] = {
 }
 
 
+LEARNED = "learned ranking, eight steps"
+FIXED = f"{LEARNED}, the same counts for every picture"
+
+
 def run(setting: Setting, results: Path, work: Path) -> None:
     """Measure what is missing."""
     store = open_store(results, "tight", setting)
@@ -45,6 +52,9 @@ def run(setting: Setting, results: Path, work: Path) -> None:
             for share in shares:
                 made = partial(one, setting, seed, work, layers, ranking, share, by)
                 row_if_reached(store, made, method=name, share=share, seed=seed)
+        for share in SHARES:
+            made = partial(fixed, store, setting, seed, work, share)
+            row_if_reached(store, made, method=FIXED, share=share, seed=seed)
 
 
 def one(
@@ -57,10 +67,24 @@ def one(
     by: str,
 ) -> dict[str, Any]:
     """Measure heads as they begin, with a ranking, calibrated to one budget."""
-    if ranking == "learned":
-        model = ranked(setting, seed, work, layers)
-    else:
-        torch.manual_seed(seed)
-        model = tp.wrap(load(), tp.ATPConfig(layers=layers, prunings=("redundant",)))
+    model = start(setting, seed, work, layers, ranking)
     calibrated(model, setting, seed, share, by)
     return measure_held_out(model, setting, seed)
+
+
+def fixed(store: Store, setting: Setting, seed: int, work: Path, share: float) -> dict[str, Any]:
+    """Measure the learned ranking with the mean counts of its row."""
+    row = store.find(method=LEARNED, share=share, seed=seed)
+    if row is None:
+        raise OutOfReachError("the learned ranking has no row to take counts from")
+    model = start(setting, seed, work, EARLY, "learned")
+    fix(model, tuple(row["kept_per_layer"][layer + 1] for layer in EARLY))
+    return measure_held_out(model, setting, seed)
+
+
+def start(setting: Setting, seed: int, work: Path, layers: tuple[int, ...], ranking: str) -> Any:
+    """Wrap the model, its heads as they begin."""
+    if ranking == "learned":
+        return ranked(setting, seed, work, layers)
+    torch.manual_seed(seed)
+    return tp.wrap(load(), tp.ATPConfig(layers=layers, prunings=("redundant",)))
