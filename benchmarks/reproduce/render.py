@@ -114,7 +114,10 @@ leave less than a token; Matryoshka's scales have no such number). Methods stand
 places in proportion to the depth. Two things here are hard on rivals, and say nothing of them on
 LLaVA-1.5: the small model recognises digits in its first layers, so what drops before those drops
 unread tokens; and its tower's class token was never trained for anything, which is what PruMerge
-and VisionZip go by. Matryoshka is meant for models that were trained with it.
+and VisionZip go by. Matryoshka is meant for models that were trained with it. ATP's learned
+ranking has eight steps in early layers and was fitted to {FULL.ranking:,} training pictures without
+labels; what each of the two is worth is the next table. All rivals are as they come, fitted to
+nothing.
 
 Accuracy by kind of question at {kinds:.0%} mean tokens:
 
