@@ -55,12 +55,12 @@ def test_the_readme_s_figures_are_the_committed_ones() -> None:
         f"prefill is {speedups[0]:.2f} times as fast at batch 1 and {speedups[1]:.2f} times at "
         f"batch 8, and {ratios[0]:.3f} and {ratios[1]:.3f} of the best possible"
     ) in text
-    for share, name in ((0.15, "ATP"), (0.1, "ATP, learned ranking")):
+    for share, mine in ((0.15, "ATP"), (0.1, "ATP, learned ranking")):
         kept_by: dict[str, list[float]] = {}
         for row in read(RESULTS / "table1.json")["rows"]:
             if (row["block"], row["share"]) == ("mean", share) and "accuracy_kept" in row:
                 kept_by.setdefault(row["method"], []).append(row["accuracy_kept"])
-        ours = kept_by[name]
+        ours = kept_by[mine]
         best = max((v for n, v in kept_by.items() if not n.startswith("ATP")), key=sum)
         assert len(ours) == len(best) == 3
         other = f"of the accuracy and the best other method {spread(best)} %"
