@@ -231,6 +231,22 @@ def test_training_teaches_the_heads_and_nothing_else(name: str, family: Family, 
 
 
 @over(1)
+def test_a_ranking_comes_closer_to_the_attention_to_come(
+    name: str, family: Family, case: Case
+) -> None:
+    """On the prompts that it was fitted to, drawn over and over."""
+    model = built(name)
+    samples = [s for s, n in zip(case.samples(family, model), case.images, strict=True) if n]
+    batch = family.join(model, samples, "left")
+    first = adapter_for(model).first_layer(model)
+    rows, cols = adapter_for(model).grid(model)
+    target = 0.9 * rows * cols
+    with wrapped(model, tp.ATPConfig(layers=(first,), target_tokens=target, ranking="learned")):
+        for before, after in tp.fit_ranking(model, [batch] * 16).values():
+            assert after < before
+
+
+@over(1)
 def test_every_method(name: str, family: Family, case: Case) -> None:
     """Each decides for a row as for the row alone, and generates with a cache as without."""
     model = built(name)
