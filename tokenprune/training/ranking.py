@@ -129,7 +129,7 @@ def _fit(
     """Run the prompts and fit to them, as many at a time as memory holds."""
     engine = engine_of(model)
     watcher = Watcher(method, engine.anatomy.num_layers)
-    fit = RankingFit(rankings, sum(len(batch["input_ids"]) for batch in batches))
+    fit = RankingFit(rankings, sum(_rows(batch) for batch in batches))
     shown: list[list[Seen]] = []
     held: list[list[Seen]] = []
     size = count = 0
@@ -150,16 +150,18 @@ def _fit(
                 shown.append(prompt)
                 size += sum(step.size() for step in prompt)
             if size > _MEMORY:
+                bar.note(f"learning from {len(shown)} prompts")
                 fit.fit(shown)
                 shown, size = [], 0
             bar.advance()
-    if not held:
-        raise ValueError(
-            f"batches hold {count} prompts with an image before text: expected some thousand, and "
-            f"no fewer than {_HELD}."
-        )
-    if shown:
-        fit.fit(shown)
+        if not held:
+            raise ValueError(
+                f"batches hold {count} prompts with an image before text: expected some thousand, "
+                f"and no fewer than {_HELD}."
+            )
+        if shown:
+            bar.note(f"learning from {len(shown)} prompts")
+            fit.fit(shown)
     return {
         layer: (float(before), float(after))
         for layer, before, after in zip(
@@ -169,3 +171,8 @@ def _fit(
             strict=True,
         )
     }
+
+
+def _rows(batch: Mapping[str, Any]) -> int:
+    given = (batch.get(name) for name in ("input_ids", "inputs_embeds"))
+    return next((len(value) for value in given if value is not None), 1)
