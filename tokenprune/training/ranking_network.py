@@ -41,7 +41,7 @@ class RankingFit:
         steps = _EPOCHS * math.ceil(expected / _ROWS)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimiser,
-            lambda n: max(min((n + 1) / (_WARM * steps), 1.25 * (1 - n / steps), 1.0), 0.0),
+            lambda n: max(min((n + 1) / (_WARM * steps), (1 - n / steps) / (1 - _WARM), 1.0), 0.0),
         )
 
     def fit(self, prompts: list[list[Seen]]) -> None:
@@ -52,8 +52,6 @@ class RankingFit:
         ValueError
             If the loss is not finite. The rankings are then of no use.
         """
-        for ranking in self.rankings:
-            ranking.requires_grad_(True)
         with torch.enable_grad():
             for _ in range(_EPOCHS):
                 for chosen in torch.randperm(len(prompts)).split(_ROWS):
@@ -81,25 +79,22 @@ class RankingFit:
         """
         found = []
         for ranking, seen in zip(self.rankings, zip(*prompts, strict=True), strict=True):
-            score, to_come = (
-                pad_sequence([part[n] for part in seen], batch_first=True).to(self.device)
-                for n in (2, 3)
-            )
-            there = pad_sequence([torch.ones(len(part.score)) for part in seen], batch_first=True)
-            there = there.to(self.device) > 0
+            score = self._padded([part.score for part in seen])
+            to_come = self._padded([part.to_come for part in seen])
+            there = self._padded([torch.ones(len(part.score)) for part in seen]) > 0
             mean = score.sum(dim=1, keepdim=True) / there.sum(dim=1, keepdim=True)
             logits = torch.maximum(score, _LEAST_SHARE * mean).log()
             if learned:
-                tokens = pad_sequence([part.tokens for part in seen], batch_first=True)
-                states = torch.stack([part.prompt for part in seen])
-                inputs = RankingInputs(
-                    tokens.to(self.device).float(), states.to(self.device).float()
-                )
+                tokens = self._padded([part.tokens for part in seen])
+                states = self._padded([part.prompt for part in seen])
+                inputs = RankingInputs(tokens.float(), states.float())
                 logits = logits + ranking(inputs)
-            logs = (
-                logits.masked_fill(~there, -torch.inf).log_softmax(dim=1).masked_fill(~there, 0.0)
-            )
+            logs = logits.masked_fill(~there, -torch.inf).log_softmax(dim=1)
+            logs = logs.masked_fill(~there, 0.0)
             share = to_come / to_come.sum(dim=1, keepdim=True)
             rows = (torch.xlogy(share, share) - share * logs).sum(dim=1)
             found.append(rows.mean())
         return found
+
+    def _padded(self, parts: list[Tensor]) -> Tensor:
+        return pad_sequence(parts, batch_first=True).to(self.device)
