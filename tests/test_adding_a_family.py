@@ -57,7 +57,7 @@ def test_the_adapter_sees_what_the_generic_one_does_not(page: dict[str, Any]) ->
 
 
 def test_the_sweep_is_found() -> None:
-    assert len(SWEPT) == 9
+    assert len(SWEPT) == 10
 
 
 @pytest.mark.parametrize("test", SWEPT, ids=lambda test: test.__name__)

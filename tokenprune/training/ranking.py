@@ -70,7 +70,8 @@ def fit_ranking(
 
     Examples
     --------
-    >>> model = tp.wrap(model, tp.ATPConfig(layers=(1, 3), ranking="learned"))
+    >>> config = tp.ATPConfig(layers=(1, 3), target_tokens=20, ranking="learned")
+    >>> model = tp.wrap(model, config)
     >>> found = tp.fit_ranking(model, [batch] * 10)
     >>> list(found)
     [1, 3]
