@@ -66,7 +66,7 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "processor": processor,
         "tokenizer": processor.tokenizer,
         "batches": [collate(processor, samples("train", 2, 1), with_answers=True)],
-        "unlabeled": calibration_batches(processor, samples("train", 4, 2)),
+        "unlabeled": calibration_batches(processor, samples("train", 12, 2)),
         "inputs": {**inputs, "max_new_tokens": 1},
         "image": Image.fromarray(picture[0].picture.pixels),
     }
