@@ -17,6 +17,7 @@ from .claims import claims
 from .missing import not_measured
 from .positions import better
 from .setting import FULL
+from .tight import ROWS
 
 __all__ = ["render"]
 
@@ -125,6 +126,8 @@ Accuracy by kind of question at {kinds:.0%} mean tokens:
 
 
 def _tight(rows: list[Row], folder: Path) -> str:
+    absent = [name for name in ROWS if name not in names(rows)]
+    note = f"Not measured yet: {'; '.join(absent)}.\n" if absent else ""
     return f"""## Tight budgets: early steps, and a learned ranking
 
 ATP's heads as they begin, calibrated; the redundant pruning alone. Three steps: after layers 1, 4
@@ -132,7 +135,8 @@ and 12, as in table 1; eight: after layers 0, 1, 2, 3, 4, 6, 8 and 12. A learned
 to the unpruned model's attention on {FULL.ranking:,} other training pictures without labels
 (`tokenprune.fit_ranking`); the rivals of table 1 are training-free.
 
-{budgets(rows, {})}"""
+{budgets(rows, {})}
+{note}"""
 
 
 def _table2(rows: list[Row], folder: Path) -> str:

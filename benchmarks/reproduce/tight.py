@@ -25,7 +25,7 @@ from .setting import (
 )
 from .table2 import fix
 
-__all__ = ["run"]
+__all__ = ["ROWS", "run"]
 
 SHARES = (0.15, 0.1, 0.07)
 
